@@ -1,0 +1,159 @@
+"""The configuration of an ELMo: every number that shapes its weights or its outputs."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Which class each Auto class finds when the model is loaded as remote code. Each value is "<file>.<class>".
+AUTO_MAP = {
+    "AutoConfig": "configuration_elmo.ElmoConfig",
+    "AutoModel": "modeling_elmo.ElmoModel",
+    "AutoModelForPreTraining": "language_model.ElmoForPreTraining",
+}
+
+
+@strict
+class ElmoConfig(PreTrainedConfig):
+    r"""
+    Configuration of an ELMo (Peters et al. 2018, arXiv 1802.05365). The defaults are the published "original" model.
+
+    Characters to word (Kim et al. 2015, arXiv 1508.06615; Jozefowicz et al. 2016, arXiv 1602.02410):
+
+    Args:
+        vocab_size (`int`, defaults to 262): Character ids: 0 is the mask, 1-256 the bytes 0-255, then begin of
+            sentence, end of sentence, begin of word, end of word and padding.
+        max_word_length (`int`, defaults to 50): Ids per word: at most `max_word_length - 2` bytes and the two word
+            boundaries.
+        char_embedding_dim (`int`, defaults to 16): Width of a character's vector.
+        cnn_filters (`list[list[int]]`): Pairs of (window width in characters, number of filters). An empty list
+            leaves the characters out: the model then looks words up in a table of `word_vocab_size` rows.
+        cnn_activation (`str`, defaults to `"relu"`): `"relu"` or `"tanh"`, after the maximum over positions.
+        num_highway_layers (`int`, defaults to 2): Highway layers between the convolutions and the projection.
+        use_cnn_projection (`bool`, defaults to `True`): Project the filters to `projection_dim`. The original leaves
+            this layer out when there are exactly `projection_dim` filters.
+        word_vocab_size (`int`, *optional*): Rows of the word table that stands in for the characters when
+            `cnn_filters` is empty: 0 is the mask, word k of the vocabulary has id k + 1.
+
+    Bidirectional language model (Peters et al. 2018, section 3; projected LSTM of Sak et al. 2014, arXiv 1402.1128):
+
+    Args:
+        num_hidden_layers (`int`, defaults to 2): LSTM layers of each direction.
+        lstm_dim (`int`, defaults to 4096): Cells of each LSTM layer, per direction.
+        projection_dim (`int`, defaults to 512): Width to which each direction's output is projected; also the width
+            of the word vectors. `hidden_size`, the width of every output, is twice this.
+        cell_clip, proj_clip (`float`, *optional*, default to 3.0): The cell state and the projected output are kept
+            in [-clip, clip]. `None` switches clipping off.
+        use_skip_connections (`bool`, defaults to `True`): Add each layer's input to its output, from layer 2 on.
+        forget_bias (`float`, defaults to 1.0): Added to the forget gate beside the stored bias, as in TensorFlow.
+            0.0 for weights whose bias has it already.
+        dropout (`float`, defaults to 0.1): On each LSTM layer's input and on the top output before the softmax.
+        chunk_size (`int`, *optional*, defaults to 512): Longest run of words that is worked on at once; bounds the
+            memory of long texts and does not change the result. `None` works on all words at once.
+        scalar_mix_layer_norm (`bool`, defaults to `False`): Normalise each layer before the weighted sum (equation 1).
+
+    Language-model head (section 3.1; sampled softmax of Jean et al. 2015, arXiv 1412.2007):
+
+    Args:
+        lm_vocab_size (`int`, *optional*): Words that the softmax predicts, in order of falling frequency. Needed by
+            `ElmoForPreTraining` only.
+        num_negative_samples (`int`, defaults to 8192): Negatives of the sampled softmax in training, shared by all
+            words of a batch.
+
+    Raises:
+        `StrictDataclassError`: a value of the wrong type, or one that no ELMo can have; the message names the field.
+
+    Example:
+
+    ```python
+    >>> from modeling_elmo import ElmoConfig, ElmoModel
+    >>> model = ElmoModel(ElmoConfig(lstm_dim=1024, projection_dim=128, num_highway_layers=1))
+    >>> model.config.hidden_size
+    256
+    ```
+    """
+
+    model_type = "elmo"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "hidden_states", "scalar_mix"]
+
+    vocab_size: int = 262
+    max_word_length: int = 50
+    char_embedding_dim: int = 16
+    cnn_filters: list[list[int]] | tuple[list[int], ...] | None = None
+    cnn_activation: str = "relu"
+    num_highway_layers: int = 2
+    use_cnn_projection: bool = True
+    word_vocab_size: int | None = None
+
+    num_hidden_layers: int = 2
+    lstm_dim: int = 4096
+    projection_dim: int = 512
+    cell_clip: float | int | None = 3.0
+    proj_clip: float | int | None = 3.0
+    use_skip_connections: bool = True
+    forget_bias: float | int = 1.0
+    dropout: float | int = 0.1
+    chunk_size: int | None = 512
+    scalar_mix_layer_norm: bool = False
+
+    lm_vocab_size: int | None = None
+    num_negative_samples: int = 8192
+
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.cnn_filters is None:
+            self.cnn_filters = [[1, 32], [2, 32], [3, 64], [4, 128], [5, 256], [6, 512], [7, 1024]]
+        self.cnn_filters = [list(pair) for pair in self.cnn_filters]
+        hidden_size = kwargs.pop("hidden_size", self.hidden_size)
+        if hidden_size != self.hidden_size:
+            raise ValueError(
+                f"hidden_size={hidden_size} contradicts projection_dim={self.projection_dim}: hidden_size is always "
+                f"2 * projection_dim = {self.hidden_size}. Set projection_dim and leave hidden_size out."
+            )
+        kwargs["auto_map"] = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of every layer's output: forward and backward side by side."""
+        return 2 * self.projection_dim
+
+    @property
+    def num_filters(self) -> int:
+        """Width of a word between the convolutions and the projection."""
+        return sum(number for _, number in self.cnn_filters)
+
+    def validate_elmo(self):
+        """Raise a `ValueError` that names the field and what it may be. Runs after every construction."""
+        positive = ["vocab_size", "char_embedding_dim", "num_hidden_layers", "lstm_dim", "projection_dim"]
+        positive += ["num_negative_samples"]
+        optional = ["word_vocab_size", "lm_vocab_size", "chunk_size", "cell_clip", "proj_clip"]
+        for name in positive + [name for name in optional if getattr(self, name) is not None]:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.num_highway_layers < 0:
+            raise ValueError(f"num_highway_layers must be 0 or more, not {self.num_highway_layers}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.max_word_length < 3:
+            raise ValueError(
+                f"max_word_length must leave room for two boundaries and a byte, not {self.max_word_length}"
+            )
+        if self.cnn_activation not in ("relu", "tanh"):
+            raise ValueError(f"cnn_activation must be 'relu' or 'tanh', not {self.cnn_activation!r}")
+        if not self.cnn_filters and self.word_vocab_size is None:
+            raise ValueError("without cnn_filters the model needs word_vocab_size, the rows of its word table")
+        if self.cnn_filters and self.word_vocab_size is not None:
+            raise ValueError("word_vocab_size is for models without characters: leave it out or set cnn_filters to []")
+        if self.cnn_filters and not self.use_cnn_projection and self.num_filters != self.projection_dim:
+            raise ValueError(
+                f"use_cnn_projection=False needs as many filters as projection_dim={self.projection_dim}, "
+                f"but cnn_filters has {self.num_filters}"
+            )
+        for pair in self.cnn_filters:
+            if len(pair) != 2 or not all(isinstance(number, int) and number > 0 for number in pair):
+                raise ValueError(f"cnn_filters must hold pairs of positive integers (width, number), not {pair}")
+            if pair[0] > self.max_word_length:
+                raise ValueError(f"cnn_filters: width {pair[0]} is greater than max_word_length={self.max_word_length}")

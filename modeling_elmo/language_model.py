@@ -1,0 +1,301 @@
+"""The language model: softmax over words, sampled softmax for training, losses and perplexity of both directions.
+
+Peters et al. 2018 (arXiv 1802.05365), section 3.1. The sampled softmax is that of Jean et al. 2015 (arXiv 1412.2007)
+with the log-uniform candidates of TensorFlow's `log_uniform_candidate_sampler`, which the original was trained with.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .lstm import ElmoState, Packing
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, pack_texts, unpack
+
+IGNORE_INDEX = -100
+# Logits of a full softmax that are held at once: 2**26 float32 are 256 MiB.
+MAX_LOGITS = 2**26
+
+
+class Negatives(NamedTuple):
+    """One draw of negatives: `ids` (samples,) int64, all different, and how many `tries` it took to find them."""
+
+    ids: Tensor
+    tries: int
+
+
+class LogUniformSampler:
+    """Draws word ids with P(k) = log((k + 2) / (k + 1)) / log(vocab_size + 1): Zipf's law for ids by falling frequency.
+
+    Raises:
+        `ValueError`: more samples wanted than there are words; a draw has no word twice.
+    """
+
+    def __init__(self, vocab_size: int, num_samples: int):
+        if num_samples > vocab_size:
+            raise ValueError(
+                f"cannot draw {num_samples} different negatives from a vocabulary of {vocab_size} words: lower "
+                "num_negative_samples or use the full softmax"
+            )
+        self.vocab_size = vocab_size
+        self.num_samples = num_samples
+
+    def draw(self, generator: torch.Generator | None = None) -> Negatives:
+        """Draw until `num_samples` different ids are found; the ids come in the order in which they were found.
+
+        Random numbers are taken on the CPU from `generator` (default: torch's own), so that a saved random state
+        gives the same draw again on every device.
+        """
+        ids = torch.empty(0, dtype=torch.long)
+        log_range = math.log(self.vocab_size + 1)
+        while True:
+            uniform = torch.rand(2 * self.num_samples, dtype=torch.float64, generator=generator)
+            more = (torch.exp(uniform * log_range) - 1).long().clamp(max=self.vocab_size - 1)
+            ids = torch.cat([ids, more])
+            order = torch.argsort(ids, stable=True)  # equal ids side by side, the first found in front
+            is_first = torch.ones_like(ids, dtype=torch.bool)
+            is_first[1:] = ids[order][1:] != ids[order][:-1]
+            first_tries = order[is_first].sort().values  # (different ids,) when each was found
+            if len(first_tries) >= self.num_samples:
+                found = first_tries[: self.num_samples]
+                return Negatives(ids[found], int(found[-1]) + 1)
+
+    def expected_count(self, ids: Tensor, tries: int) -> Tensor:
+        """How often each id is expected in a draw that took `tries`: 1 - (1 - P)^tries, of the shape of `ids`.
+
+        Float64. A draw without a repetition has tries * P instead, as in TensorFlow's sampler.
+        """
+        probability = torch.log1p(1 / (ids.double() + 1)) / math.log(self.vocab_size + 1)
+        if tries == self.num_samples:
+            return tries * probability
+        return -torch.expm1(tries * torch.log1p(-probability))
+
+
+def sampled_softmax_loss(
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Negatives, sampler: LogUniformSampler
+) -> Tensor:
+    """Loss of each word over its target and the shared negatives, corrected by their expected counts.
+
+    A negative that is a word's own target is taken out for that word.
+
+    Args:
+        hidden: (words, projection_dim). targets: (words,) ids. weight, bias: (vocab, projection_dim) and (vocab,).
+        negatives: the draw. sampler: where it comes from.
+
+    Returns:
+        (words,) float32.
+    """
+    ids = negatives.ids.to(targets.device)
+    correction = sampler.expected_count(targets, negatives.tries).log().float()  # (words,)
+    target_logits = (hidden * F.embedding(targets, weight)).sum(1) + bias[targets] - correction
+    correction = sampler.expected_count(ids, negatives.tries).log().float()  # (samples,)
+    logits = F.linear(hidden, F.embedding(ids, weight), bias[ids]) - correction  # (words, samples)
+    logits = logits.masked_fill(targets[:, None] == ids, -torch.inf)
+    logits = torch.cat([target_logits[:, None], logits], dim=1).float()  # (words, 1 + samples)
+    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+
+
+def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Loss of each word over the whole vocabulary: (words, projection_dim), (words,) -> (words,) float32."""
+    if torch.is_grad_enabled():
+        return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="none")
+    parts = zip(*(x.split(max(1, MAX_LOGITS // len(weight))) for x in (hidden, targets)), strict=True)
+    losses = [F.cross_entropy(F.linear(part, weight, bias).float(), ids, reduction="none") for part, ids in parts]
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+@dataclass
+class ElmoForPreTrainingOutput(ModelOutput):
+    """Output of `ElmoForPreTraining`.
+
+    `loss`: mean of both directions' losses, in nats per predicted word.
+    `forward_loss`, `backward_loss`: each direction's mean; `num_targets`: words predicted by each direction.
+    `logits`, `backward_logits`: (batch, words, lm_vocab_size), without labels only: at each word, the scores of the
+        next and of the previous one.
+    `hidden_states`: as in `ElmoModelOutput`. `state`: the LSTM state, to be passed on; `None` for pairs.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    backward_logits: Tensor | None = None
+    forward_loss: Tensor | None = None
+    backward_loss: Tensor | None = None
+    num_targets: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    state: ElmoState | None = None
+
+    @property
+    def forward_perplexity(self) -> float:
+        """exp of the forward direction's loss."""
+        return math.exp(self.forward_loss)
+
+    @property
+    def backward_perplexity(self) -> float:
+        """exp of the backward direction's loss."""
+        return math.exp(self.backward_loss)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss of both directions: the number that the paper reports."""
+        return math.exp(self.loss)
+
+
+class ElmoLMHead(nn.Module):
+    """The softmax that both directions share: `weight` (lm_vocab_size, projection_dim), `bias` (lm_vocab_size,)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.lm_vocab_size, config.projection_dim))
+        self.bias = nn.Parameter(torch.empty(config.lm_vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., projection_dim) -> (..., lm_vocab_size) logits."""
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class ElmoForPreTraining(ElmoPreTrainedModel):
+    """ELMo with its softmax: the model that is pretrained.
+
+    In training mode the loss is a sampled softmax with `config.num_negative_samples` negatives for each direction;
+    in evaluation mode, and when the vocabulary is not more than twice as large as the negatives, it is the full one.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.lm_vocab_size is None:
+            raise ValueError("ElmoForPreTraining needs config.lm_vocab_size, the number of words that it predicts")
+        self.elmo = ElmoModel(config, add_scalar_mix=False)
+        self.lm_head = ElmoLMHead(config)
+        self.sampler = None
+        if config.lm_vocab_size > 2 * config.num_negative_samples:
+            self.sampler = LogUniformSampler(config.lm_vocab_size, config.num_negative_samples)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, ElmoLMHead):
+            init.normal_(module.weight, std=math.sqrt(1 / module.weight.shape[1]))
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_output_embeddings(self) -> None:
+        """None: the softmax is over words while the inputs are characters, so the two cannot be tied or resized."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: ElmoState | None = None,
+        reversed_input_ids: Tensor | None = None,
+        next_labels: Tensor | None = None,
+        previous_labels: Tensor | None = None,
+        negatives: tuple[Negatives, Negatives] | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ElmoForPreTrainingOutput:
+        """Predict the next and the previous words.
+
+        Texts: `labels` holds each word's own id, as `ElmoTokenizer(..., return_lm_labels=True)` gives it; the targets
+        are made from it here (the forward direction predicts nothing at a text's last word, the backward direction
+        nothing at its first).
+
+        Lanes (truncated back-propagation over an endless stream, section 2 of DESIGN): `input_ids` is a window of the
+        forward stream and `reversed_input_ids` one of the backward stream, in the order in which that direction
+        reads; `next_labels` and `previous_labels` are the targets at each of their words.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, inputs_embeds, state, output_hidden_states: as in `ElmoModel`.
+            labels: (batch, words) ids in the LM vocabulary; -100 is not predicted.
+            reversed_input_ids: (batch, words, max_word_length), with as many words as `input_ids`.
+            next_labels, previous_labels: (batch, words); -100 is not predicted.
+            negatives: the draw for each direction; by default a new one when the loss is sampled.
+
+        Raises:
+            `ValueError`: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
+        """
+        elmo = self.elmo
+        inputs, mask = elmo._check_inputs(input_ids, inputs_embeds, attention_mask)
+        packing = pack_texts(mask, token_type_ids)
+        is_pair = len(packing.order) > len(mask)
+        if is_pair and state is not None:
+            raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
+        lanes = reversed_input_ids is not None
+        if lanes:
+            elmo.check_ids(reversed_input_ids)
+            reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
+
+        layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids)
+        top = F.dropout(layers[-1], self.config.dropout, self.training)  # (2, packed, projection_dim)
+        output = ElmoForPreTrainingOutput(state=None if is_pair else state)
+        targets = self._targets(packing, mask, labels, next_labels, previous_labels)
+        if targets is not None:
+            losses = [self._loss(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
+            output.forward_loss, output.backward_loss = losses
+            output.num_targets = (targets[0] != IGNORE_INDEX).sum()
+            output.loss = (losses[0] + losses[1]) / 2
+        else:
+            both = unpack(top, packing, mask.numel()).unflatten(0, mask.shape)  # (batch, words, hidden_size)
+            output.logits, output.backward_logits = (self.lm_head(side) for side in both.chunk(2, dim=-1))
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            if lanes:
+                raise ValueError("lanes have no hidden_states: their two directions read different texts")
+            states = (unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers)
+            output.hidden_states = tuple(states)
+        return output
+
+    def _targets(
+        self, packing: Packing, mask: Tensor, labels: Tensor | None, following: Tensor | None, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """(packed,) targets of each direction, or `None` without labels."""
+        if (following is None) != (previous is None) or (labels is not None and following is not None):
+            raise ValueError("give either labels, or both next_labels and previous_labels")
+        if following is not None and previous is not None:
+            following, previous = self._check_labels(following, mask), self._check_labels(previous, mask)
+            return following[packing.forward_index], previous[packing.forward_index]
+        if labels is None:
+            return None
+        labels = F.pad(self._check_labels(labels, mask), (1, 1), value=IGNORE_INDEX)  # shifted by one place
+        return (
+            labels[packing.forward_index + 2].masked_fill(packing.is_last, IGNORE_INDEX),
+            labels[packing.backward_index].masked_fill(packing.is_last, IGNORE_INDEX),
+        )
+
+    def _check_labels(self, labels: Tensor, mask: Tensor) -> Tensor:
+        labels = self._check_shape("labels", labels, mask).flatten().long()
+        size = self.config.lm_vocab_size
+        wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= size))
+        if wrong.any():
+            raise ValueError(
+                f"labels must be -100 or between 0 and lm_vocab_size - 1 = {size - 1}, but there is "
+                f"{int(labels[wrong][0])}: take the tokenizer that belongs to this model"
+            )
+        return labels
+
+    @staticmethod
+    def _check_shape(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+        if tensor.shape[:2] != like.shape[:2]:
+            shape = tuple(like.shape[:2])
+            raise ValueError(f"{name} must have (batch, words) = {shape} first, not {tuple(tensor.shape[:2])}")
+        return tensor
+
+    def _loss(self, hidden: Tensor, targets: Tensor, negatives: Negatives | None) -> Tensor:
+        """Mean loss of one direction: (packed, projection_dim), (packed,) -> (). 0 where nothing is predicted."""
+        is_target = targets != IGNORE_INDEX
+        hidden, targets = hidden[is_target], targets[is_target]
+        weight, bias = self.lm_head.weight, self.lm_head.bias
+        if self.sampler is not None and (negatives is not None or self.training):
+            losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives or self.sampler.draw(), self.sampler)
+        else:
+            losses = full_softmax_loss(hidden, targets, weight, bias)
+        return losses.sum() / max(len(losses), 1)

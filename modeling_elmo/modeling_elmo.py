@@ -1,0 +1,312 @@
+"""ElmoModel: words in context, as a weighted sum of the layers of a bidirectional language model.
+
+Peters et al. 2018, "Deep contextualized word representations" (arXiv 1802.05365), section 3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_elmo import ElmoConfig
+from .lstm import ElmoLstm, ElmoLstmLayer, ElmoState, Packing, pack
+from .word_encoder import ElmoHighway, ElmoWordEncoder
+
+
+@dataclass
+class ElmoModelOutput(ModelOutput):
+    """Output of `ElmoModel`. Rows of padding are zeros.
+
+    `last_hidden_state`: (batch, words, hidden_size), the top layer, forward and backward side by side.
+    `scalar_mix`: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
+    `hidden_states`: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
+        first is the word vector twice, independent of context.
+    `state`: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
+    """
+
+    last_hidden_state: Tensor | None = None
+    scalar_mix: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    state: ElmoState | None = None
+
+
+class ElmoScalarMix(nn.Module):
+    """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer_norm = config.scalar_mix_layer_norm
+        self.weights = nn.Parameter(torch.empty(config.num_hidden_layers + 1))
+        self.gamma = nn.Parameter(torch.empty(()))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        """`num_hidden_layers + 1` tensors (..., hidden_size) -> (..., hidden_size)."""
+        if self.layer_norm:
+            layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
+        weights = self.gamma * torch.softmax(self.weights, dim=0)  # (layers,)
+        return sum(weight * layer for weight, layer in zip(weights, layers, strict=True))  # type: ignore[return-value]
+
+
+class ElmoPreTrainedModel(PreTrainedModel):
+    """What all ELMo models share: configuration, names and the initial weights of the original (DESIGN section 2)."""
+
+    config_class = ElmoConfig
+    base_model_prefix = "elmo"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ElmoLstmLayer", "ElmoWordEncoder"]  # noqa: RUF012 - the type that transformers declares
+    # The mix has initial values that are as good as any, and models for pretraining have none.
+    _keys_to_ignore_on_load_missing = [r"scalar_mix\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"scalar_mix\."]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, ElmoWordEncoder):
+            self._init_word_encoder(module)
+        elif isinstance(module, ElmoHighway):
+            for linear, bias in ((module.transform, 0.0), (module.carry, -2.0)):
+                init.normal_(linear.weight, std=math.sqrt(1 / linear.in_features))
+                init.constant_(linear.bias, bias)
+        elif isinstance(module, ElmoLstmLayer):
+            # Glorot bounds of the original's joint (input + projection, gates) kernel.
+            gates, projection_dim, dim = module.weight_ih.shape[1], *module.weight_hr.shape[1:]
+            bound = math.sqrt(6 / (2 * projection_dim + gates))
+            init.uniform_(module.weight_ih, -bound, bound)
+            init.uniform_(module.weight_hh, -bound, bound)
+            bound = math.sqrt(6 / (projection_dim + dim))
+            init.uniform_(module.weight_hr, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, ElmoScalarMix):
+            init.zeros_(module.weights)
+            init.ones_(module.gamma)
+
+    def _init_word_encoder(self, module: ElmoWordEncoder):
+        if not module.has_characters:
+            self._init_embedding(module.word_embedding)
+            return
+        self._init_embedding(module.char_embedding)
+        for convolution in module.convolutions:
+            if module.activation is F.relu:
+                init.uniform_(convolution.weight, -0.05, 0.05)
+            else:
+                init.normal_(convolution.weight, std=math.sqrt(1 / convolution.weight[0].numel()))
+            init.zeros_(convolution.bias)
+        if module.projection is not None:
+            init.normal_(module.projection.weight, std=math.sqrt(1 / module.projection.in_features))
+            init.zeros_(module.projection.bias)
+
+    @staticmethod
+    def _init_embedding(embedding: nn.Embedding):
+        if getattr(embedding.weight, "_is_hf_initialized", False):
+            return
+        init.uniform_(embedding.weight, -1.0, 1.0)
+        init.zeros_(embedding.weight[0])  # the mask
+
+
+class ElmoModel(ElmoPreTrainedModel):
+    """The bidirectional language model without its softmax: all layers, and their learned mix.
+
+    Stateless and deterministic: a text has the same vectors alone, in any batch and in any order. State is an
+    argument and an output. Pairs are encoded as two separate texts, since the model never saw two in one.
+
+    Args:
+        config: an `ElmoConfig`.
+        add_scalar_mix: whether to have the weighted sum of the layers; off in models that do not use it.
+    """
+
+    def __init__(self, config, add_scalar_mix: bool = True):
+        super().__init__(config)
+        self.word_encoder = ElmoWordEncoder(config)
+        self.lstm = ElmoLstm(config)
+        self.scalar_mix = ElmoScalarMix(config) if add_scalar_mix else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        encoder = self.word_encoder
+        return encoder.char_embedding if encoder.has_characters else encoder.word_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        name = "char_embedding" if self.word_encoder.has_characters else "word_embedding"
+        setattr(self.word_encoder, name, value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: ElmoState | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ElmoModelOutput:
+        """Encode texts.
+
+        Args:
+            input_ids: (batch, words, max_word_length) integer character ids, 0 for padding; (batch, words) word ids
+                for a model without characters.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them. By default all rows of
+                `input_ids` that are not all zero are words.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, (batch, words, max_word_length, char_embedding_dim) character
+                vectors, or (batch, words, projection_dim) word vectors for a model without characters.
+            state: the `state` of an earlier output. Default: zeros.
+            output_hidden_states: whether to return all layers.
+
+        Raises:
+            `ValueError`: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`
+                together with pairs.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        inputs, attention_mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
+        batch, words = attention_mask.shape
+        packing = pack_texts(attention_mask, token_type_ids)
+        is_pair = len(packing.order) > batch
+        if is_pair and state is not None:
+            raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
+
+        layers, state = self.encode(inputs.flatten(0, 1), packing, state)
+        hidden_states = [unpack(layer, packing, batch * words).unflatten(0, (batch, words)) for layer in layers]
+        return ElmoModelOutput(
+            last_hidden_state=hidden_states[-1],
+            scalar_mix=self.scalar_mix(hidden_states) if self.scalar_mix is not None else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            state=None if is_pair else state,
+        )
+
+    def encode(
+        self, inputs: Tensor, packing: Packing, state: ElmoState | None = None, reversed_inputs: Tensor | None = None
+    ) -> tuple[list[Tensor], ElmoState]:
+        """Run the model over packed words, each direction in its own reading order: what `forward` is made of.
+
+        Args:
+            inputs: (batch * words, ...) ids or vectors of words, padding included.
+            packing: where the words are.
+            state: the state before the first word; zeros if `None`.
+            reversed_inputs: (batch * words, ...) the backward direction's own stream, in the order in which it reads,
+                for pretraining on lanes. By default the backward direction reads `inputs` from the end.
+
+        Returns:
+            `num_hidden_layers + 1` tensors (2, packed, projection_dim), and the final state.
+        """
+        if reversed_inputs is None:
+            place = torch.empty(len(inputs), dtype=torch.long, device=inputs.device)
+            place[packing.forward_index] = torch.arange(len(packing.forward_index), device=inputs.device)
+            vectors = self._word_vectors(inputs[packing.forward_index])  # (packed, projection_dim)
+            vectors = torch.stack([vectors, vectors[place[packing.backward_index]]])
+        else:
+            both = torch.cat([inputs[packing.forward_index], reversed_inputs[packing.forward_index]])
+            vectors = self._word_vectors(both).unflatten(0, (2, -1))  # (2, packed, projection_dim)
+        state = self._check_state(state, len(packing.order), vectors)
+        layers, state = self.lstm(vectors, packing, state)
+        return [vectors, *layers], state
+
+    def _word_vectors(self, words: Tensor) -> Tensor:
+        """(words, ...) ids or vectors -> (words, projection_dim)."""
+        if not self.word_encoder.has_characters and words.is_floating_point():
+            return words
+        return self.word_encoder(words)
+
+    def check_ids(self, input_ids: Tensor):
+        """Raise a `ValueError` unless `input_ids` are integers of the right shape and range."""
+        config = self.config
+        rows, size = config.vocab_size, self.get_input_embeddings().num_embeddings
+        if self.word_encoder.has_characters:
+            shape, fits = f"(batch, words, {config.max_word_length})", input_ids.dim() == 3
+            fits = fits and input_ids.shape[2] == config.max_word_length
+        else:
+            shape, fits, rows = "(batch, words)", input_ids.dim() == 2, config.word_vocab_size
+        rows = max(rows, size)
+        if not fits or input_ids.is_floating_point():
+            raise ValueError(
+                f"input_ids must be integers of shape {shape}, not {input_ids.dtype} {tuple(input_ids.shape)}: "
+                "make them with this model's ElmoTokenizer"
+            )
+        if input_ids.numel() and not torch.compiler.is_compiling():
+            low, high = input_ids.aminmax()
+            if low < 0 or high >= rows:
+                raise ValueError(
+                    f"input_ids must be between 0 and {rows - 1}, but they go from {int(low)} to {int(high)}: "
+                    "make them with this model's ElmoTokenizer"
+                )
+
+    def _check_inputs(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The ids or vectors, and the mask, as tensors whose shapes fit each other."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        if input_ids is not None:
+            self.check_ids(input_ids)
+            inputs = input_ids.long()
+            default_mask = inputs.flatten(2).any(2) if inputs.dim() == 3 else inputs > 0
+        else:
+            inputs = inputs_embeds
+            default_mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        mask = default_mask if attention_mask is None else attention_mask.to(inputs.device)
+        if mask.shape != inputs.shape[:2]:
+            raise ValueError(
+                f"attention_mask must be of shape (batch, words) = {tuple(inputs.shape[:2])}, not {tuple(mask.shape)}"
+            )
+        return inputs, mask != 0
+
+    def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:
+        config = self.config
+        hidden_shape = (config.num_hidden_layers, 2, rows, config.projection_dim)
+        cell_shape = (config.num_hidden_layers, 2, rows, config.lstm_dim)
+        cell_dtype = torch.promote_types(like.dtype, torch.float32)
+        if state is None:
+            return ElmoState(like.new_zeros(hidden_shape), like.new_zeros(cell_shape, dtype=cell_dtype))
+        hidden, cell = state
+        if hidden.shape != hidden_shape or cell.shape != cell_shape:
+            raise ValueError(
+                f"state must hold (layers, directions, batch, width) = {hidden_shape} and {cell_shape}, "
+                f"not {tuple(hidden.shape)} and {tuple(cell.shape)}: pass the state of a batch with as many rows"
+            )
+        return ElmoState(hidden.to(like.device, like.dtype), cell.to(like.device, cell_dtype))
+
+
+def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Packing:
+    """The packing of a padded batch: a row for each text, or two rows for each pair (all firsts, then all seconds).
+
+    Args:
+        attention_mask: (batch, words) bool.
+        token_type_ids: (batch, words) of 0 and 1, or `None` for single texts.
+
+    Raises:
+        `ValueError`: a mask that is not padded on the right, or types that are not some 0 and then some 1.
+    """
+    batch, words = attention_mask.shape
+    lengths = attention_mask.sum(1)  # (batch,)
+    starts = torch.arange(batch, device=lengths.device) * words
+    wrong = (attention_mask != (torch.arange(words, device=lengths.device) < lengths[:, None])).any(1)
+    if not torch.compiler.is_compiling() and wrong.any():
+        raise ValueError(
+            f"attention_mask must be padded on the right, but row {int(wrong.nonzero()[0])} has a 0 before a 1: "
+            "ELMo reads from both ends, so move the padding (tokenizer.padding_side = 'right')"
+        )
+    if token_type_ids is None or not (token_type_ids * attention_mask).any():
+        return pack(starts, lengths)
+    types = token_type_ids * attention_mask  # (batch, words)
+    second = (types == 1).sum(1)  # (batch,)
+    first = lengths - second
+    expected = attention_mask & (torch.arange(words, device=lengths.device) >= first[:, None])
+    if (types != expected).any():
+        raise ValueError("token_type_ids must be 0 for the first text of a pair and 1 for the second behind it")
+    return pack(torch.cat([starts, starts + first]), torch.cat([first, second]))
+
+
+def unpack(layer: Tensor, packing: Packing, positions: int) -> Tensor:
+    """(2, packed, projection_dim) in reading order -> (positions, 2 * projection_dim), zeros where no word is."""
+    sides = [
+        layer.new_zeros(positions, layer.shape[2]).index_copy(0, index, side)
+        for index, side in zip((packing.forward_index, packing.backward_index), layer, strict=True)
+    ]
+    return torch.cat(sides, dim=1)

@@ -1,0 +1,39 @@
+"""Shared by all tests: a tiny configuration, and where the reference data lies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_elmo import ElmoConfig
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+TINY = {
+    "char_embedding_dim": 4,
+    "cnn_filters": [[1, 4], [2, 8], [3, 8]],
+    "num_highway_layers": 1,
+    "lstm_dim": 12,
+    "projection_dim": 6,
+    "dropout": 0.0,
+    "lm_vocab_size": 40,
+    "num_negative_samples": 8,
+}
+
+
+@pytest.fixture
+def tiny_config() -> ElmoConfig:
+    return ElmoConfig(**TINY)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data; tests that ask for it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED
