@@ -1,0 +1,166 @@
+"""Command-line arguments that may also stand in a recipe: a YAML or JSON file that holds only what differs."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+T = TypeVar("T")
+
+
+class ArgumentsError(ValueError):
+    """A user's mistake on the command line or in a recipe; the message names it and the way out."""
+
+
+def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
+    """Arguments from `[RECIPE] --flag value ...`: the recipe's values replace the defaults, flags replace both.
+
+    Raises:
+        `ArgumentsError`: a recipe that cannot be read, or a key in it that is no flag.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(dataclass_type, description=description, allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?", help="YAML or JSON file whose keys are the flags below")
+    if argv and not argv[0].startswith("-"):
+        recipe = read_recipe(argv[0])
+        check_keys(recipe, dataclass_type, argv[0])
+        parser.set_defaults(**recipe)
+        for action in parser._actions:
+            # A value from the recipe serves where a flag would be required.
+            action.required = action.required and action.dest not in recipe
+    arguments, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return arguments
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys and values of a recipe file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)  # JSON is YAML too
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentsError(f"cannot read the recipe {path!r}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {error}") from error
+    if recipe is None:
+        return {}
+    if not isinstance(recipe, dict):
+        raise ArgumentsError(f"the recipe {path!r} must hold lines of the form 'key: value'")
+    return recipe
+
+
+def check_keys(recipe: dict[str, Any], dataclass_type: type, path: str):
+    """Raise an `ArgumentsError` for keys that are no argument or whose value has another type."""
+    fields = {item.name: item for item in dataclasses.fields(dataclass_type)}
+    for key, value in recipe.items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "; see --help for those that exist"
+            raise ArgumentsError(f"unknown key {key!r} in the recipe {path!r}{hint}")
+        kind = str(fields[key].type).removeprefix("<class '").removesuffix("'>")  # as written: "int", "str | None"
+        if isinstance(value, list) != kind.startswith("list") or isinstance(value, dict):
+            wanted = "a list" if kind.startswith("list") else "a single value"
+            raise ArgumentsError(f"{key} in the recipe {path!r} must be {wanted}, not {value!r}")
+        # A quoted or exponent-only number ("1e-3" is text in YAML) is read as the flag would be.
+        for name, number in (("int", int), ("float", float)):
+            if kind.startswith(name) and value is not None:
+                try:
+                    exact = number(value)
+                except ValueError:
+                    exact = None
+                if exact is None or isinstance(value, bool) or (name == "int" and exact != float(value)):
+                    raise ArgumentsError(f"{key} in the recipe {path!r} must be a number ({name}), not {value!r}")
+                recipe[key] = exact
+        if kind == "bool" and not isinstance(value, bool):
+            raise ArgumentsError(f"{key} in the recipe {path!r} must be true or false, not {value!r}")
+
+
+def _flag(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class PretrainingArguments:
+    """Everything that a run of `train.py` can be told. The defaults are the original's recipe."""
+
+    output_dir: str = field(metadata={"help": "folder for the finished model, the log and the checkpoints"})
+    # Text
+    train_file: list[str] = field(default_factory=list, metadata={"help": "text files, .gz files or globs; one sentence a line"})
+    validation_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "as train_file; default: every 50th sentence of the training text is kept out"},
+    )
+    dataset_name: str | None = _flag(None, "instead of train_file: a data set of the Hub or a local folder of one")
+    dataset_config_name: str | None = _flag(None, "configuration of the data set")
+    text_column_name: str | None = _flag(None, "its column of texts; default: the first column of strings")
+    pre_tokenized: bool = _flag(False, "words are already separated by spaces, and are not to be split any further")
+    # Model and vocabulary
+    config_name: str = _flag("small", "model: tiny, small, medium, original, or a config.json")
+    config_overrides: str | None = _flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
+    tokenizer_name: str | None = _flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
+    vocab_file: str | None = _flag(None, "LM vocabulary, a word a line by falling frequency; default: build one")
+    vocab_size: int | None = _flag(None, "keep at most so many words when building the vocabulary")
+    min_frequency: int = _flag(1, "keep words that occur so often when building the vocabulary")
+    # Batches
+    per_device_train_batch_size: int = _flag(128, "lanes of each process")
+    unroll_steps: int = _flag(20, "words of each lane in a batch: how far back-propagation reaches")
+    gradient_accumulation_steps: int = _flag(1, "batches that make one optimizer step")
+    num_train_epochs: float = _flag(10.0, "passes over the text, unless max_steps is given")
+    max_steps: int = _flag(-1, "optimizer steps; -1: as num_train_epochs says")
+    # Optimizer
+    optim: str = _flag("adagrad", "adagrad (the original's) or adamw", choices=["adagrad", "adamw"])
+    learning_rate: float = _flag(0.2, "its highest value")
+    initial_accumulator_value: float = _flag(1.0, "Adagrad's sum of squares at the start")
+    adam_beta1: float = _flag(0.9, "AdamW's first beta")
+    adam_beta2: float = _flag(0.99, "AdamW's second beta")
+    adam_epsilon: float = _flag(1e-8, "AdamW's epsilon")
+    weight_decay: float = _flag(0.0, "AdamW's weight decay")
+    lr_scheduler_type: str = _flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
+    warmup_steps: int = _flag(0, "steps in which the learning rate rises from 0")
+    max_grad_norm: float = _flag(10.0, "global norm at which gradients are clipped; 0: never")
+    scale_loss_by_unroll_steps: bool = _flag(
+        True, "multiply the loss by unroll_steps before the gradient, as the original"
+    )
+    mixed_precision: str = _flag("no", "autocast to this type", choices=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = _flag(False, "less memory for more time")
+    seed: int = _flag(42, "of the initial weights, the order of sentences, dropout and negatives")
+    # Watching and keeping
+    logging_steps: int = _flag(50, "steps between two lines of the log")
+    eval_steps: int = _flag(0, "steps between two evaluations; 0: at the end only")
+    eval_lanes: int = _flag(16, "lanes in which the validation text is read")
+    save_steps: int = _flag(0, "steps between two checkpoints; 0: none")
+    save_total_limit: int = _flag(2, "checkpoints that are kept")
+    resume_from_checkpoint: str | None = _flag(None, "a checkpoint folder, or 'last' for the last one of output_dir")
+    overwrite_output_dir: bool = _flag(False, "delete what an earlier run left in output_dir")
+    # Model card
+    language: str | None = _flag(None, "language of the text, for the model card (as 'en')")
+    license: str | None = _flag(None, "licence of the model, for the model card (as 'apache-2.0')")
+
+    def __post_init__(self):
+        at_least = {"per_device_train_batch_size": 1, "unroll_steps": 1, "gradient_accumulation_steps": 1}
+        at_least |= {"min_frequency": 1, "eval_lanes": 1, "logging_steps": 1, "save_total_limit": 1, "seed": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        for name in ("learning_rate", "num_train_epochs", "initial_accumulator_value"):
+            if not getattr(self, name) > 0:
+                raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ArgumentsError(f"max_steps must be 1 or more, or -1 for num_train_epochs, not {self.max_steps}")
+        if bool(self.train_file) == (self.dataset_name is not None):
+            raise ArgumentsError("say what to train on: either --train_file or --dataset_name")
+
+    def changed(self) -> dict[str, Any]:
+        """The arguments that differ from the defaults, as JSON can hold them."""
+        fields = dataclasses.fields(self)
+        values = {item.name: getattr(self, item.name) for item in fields}
+        defaults = {
+            item.name: item.default_factory() if callable(item.default_factory) else item.default for item in fields
+        }
+        return json.loads(json.dumps({name: value for name, value in values.items() if value != defaults[name]}))

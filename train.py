@@ -1,0 +1,41 @@
+"""Pretrain an ELMo on plain text, or resume a run.
+
+A tiny one on a laptop:
+
+    python train.py --config_name tiny --train_file corpus.txt --output_dir runs/tiny --per_device_train_batch_size 32
+
+The original recipe (Adagrad) and a modern one (AdamW, warm-up, cosine):
+
+    python train.py configs/recipes/original.yaml --train_file 'news/*.gz' --output_dir runs/news
+    python train.py configs/recipes/adamw.yaml --train_file 'news/*.gz' --output_dir runs/news
+
+On two GPUs or CPU processes, and after an interruption:
+
+    accelerate launch --num_processes 2 train.py ... --save_steps 1000
+    python train.py ... --resume_from_checkpoint last
+
+Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.
+"""
+
+import sys
+
+from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
+from modeling_elmo.checkpoints import CheckpointError
+from modeling_elmo.data import DataError
+from modeling_elmo.pretraining import Pretrainer
+
+
+def main() -> int:
+    try:
+        args = parse_arguments(PretrainingArguments, description=__doc__)
+        trainer = Pretrainer(args)
+        trainer.announce()
+        trainer.train()
+    except (ArgumentsError, DataError, CheckpointError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
