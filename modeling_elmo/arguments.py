@@ -23,7 +23,7 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
     """Arguments from `[RECIPE] --flag value ...`: the recipe's values replace the defaults, flags replace both.
 
     Raises:
-        `ArgumentsError`: a recipe that cannot be read, or a key in it that is no flag.
+        `ArgumentsError`: an unknown flag, a recipe that cannot be read, or a key in it that is no flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(dataclass_type, description=description, allow_abbrev=False)
@@ -35,8 +35,18 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         for action in parser._actions:
             # A value from the recipe serves where a flag would be required.
             action.required = action.required and action.dest not in recipe
-    arguments, *_ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    arguments, *_, unknown = parser.parse_args_into_dataclasses(
+        argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise ArgumentsError(f"unknown argument {unknown[0]!r}{hint_for(unknown[0].lstrip('-'), dataclass_type)}")
     return arguments
+
+
+def hint_for(name: str, dataclass_type: type) -> str:
+    """What may have been meant by a name that is no argument."""
+    close = difflib.get_close_matches(name, [item.name for item in dataclasses.fields(dataclass_type)], n=1)
+    return f": did you mean {close[0]!r}?" if close else "; see --help for those that exist"
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -60,13 +70,14 @@ def check_keys(recipe: dict[str, Any], dataclass_type: type, path: str):
     fields = {item.name: item for item in dataclasses.fields(dataclass_type)}
     for key, value in recipe.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else "; see --help for those that exist"
-            raise ArgumentsError(f"unknown key {key!r} in the recipe {path!r}{hint}")
+            raise ArgumentsError(f"unknown key {key!r} in the recipe {path!r}{hint_for(str(key), dataclass_type)}")
         kind = str(fields[key].type).removeprefix("<class '").removesuffix("'>")  # as written: "int", "str | None"
         if isinstance(value, list) != kind.startswith("list") or isinstance(value, dict):
             wanted = "a list" if kind.startswith("list") else "a single value"
             raise ArgumentsError(f"{key} in the recipe {path!r} must be {wanted}, not {value!r}")
+        choices = fields[key].metadata.get("choices")
+        if choices and value not in choices:
+            raise ArgumentsError(f"{key} in the recipe {path!r} must be one of {', '.join(choices)}, not {value!r}")
         # A quoted or exponent-only number ("1e-3" is text in YAML) is read as the flag would be.
         for name, number in (("int", int), ("float", float)):
             if kind.startswith(name) and value is not None:
@@ -91,7 +102,9 @@ class PretrainingArguments:
 
     output_dir: str = field(metadata={"help": "folder for the finished model, the log and the checkpoints"})
     # Text
-    train_file: list[str] = field(default_factory=list, metadata={"help": "text files, .gz files or globs; one sentence a line"})
+    train_file: list[str] = field(
+        default_factory=list, metadata={"help": "text files, .gz files or globs; one sentence a line"}
+    )
     validation_file: list[str] = field(
         default_factory=list,
         metadata={"help": "as train_file; default: every 50th sentence of the training text is kept out"},
@@ -122,7 +135,7 @@ class PretrainingArguments:
     adam_epsilon: float = _flag(1e-8, "AdamW's epsilon")
     weight_decay: float = _flag(0.0, "AdamW's weight decay")
     lr_scheduler_type: str = _flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
-    warmup_steps: int = _flag(0, "steps in which the learning rate rises from 0")
+    warmup_steps: float = _flag(0.0, "steps in which the learning rate rises from 0; below 1: a share of all steps")
     max_grad_norm: float = _flag(10.0, "global norm at which gradients are clipped; 0: never")
     scale_loss_by_unroll_steps: bool = _flag(
         True, "multiply the loss by unroll_steps before the gradient, as the original"
@@ -144,7 +157,14 @@ class PretrainingArguments:
 
     def __post_init__(self):
         at_least = {"per_device_train_batch_size": 1, "unroll_steps": 1, "gradient_accumulation_steps": 1}
-        at_least |= {"min_frequency": 1, "eval_lanes": 1, "logging_steps": 1, "save_total_limit": 1, "seed": 0}
+        at_least |= {
+            "min_frequency": 1,
+            "eval_lanes": 1,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "save_total_limit": 1,
+            "seed": 0,
+        }
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")

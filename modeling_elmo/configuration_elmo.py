@@ -13,6 +13,15 @@ AUTO_MAP = {
 }
 
 
+def _code_to_save():
+    """Never called. A saved model takes along the files that its own file imports, directly or through others.
+
+    All of them import this one, so what it imports here goes into every folder: all files that `AUTO_MAP` names.
+    """
+    from .language_model import ElmoForPreTraining  # noqa: F401
+    from .modeling_elmo import ElmoModel  # noqa: F401
+
+
 @strict
 class ElmoConfig(PreTrainedConfig):
     r"""
@@ -131,7 +140,7 @@ class ElmoConfig(PreTrainedConfig):
         positive += ["num_negative_samples"]
         optional = ["word_vocab_size", "lm_vocab_size", "chunk_size", "cell_clip", "proj_clip"]
         for name in positive + [name for name in optional if getattr(self, name) is not None]:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # so that NaN is refused too
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if self.num_highway_layers < 0:
             raise ValueError(f"num_highway_layers must be 0 or more, not {self.num_highway_layers}")

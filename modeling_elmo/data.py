@@ -297,8 +297,7 @@ class TypeTable:
         words = tokenizer.encode_words(corpus.types)
         rows = np.concatenate([words, tokenizer.bos_row[None], tokenizer.eos_row[None]])
         self.rows = torch.from_numpy(rows.astype(np.int16))
-        vocab = tokenizer.lm_vocab
-        boundaries = [vocab.index("<S>"), vocab.index("</S>"), -100]
+        boundaries = [tokenizer.lm_bos_id, tokenizer.lm_eos_id, -100]
         self.labels = torch.from_numpy(np.concatenate([tokenizer.lm_ids(corpus.types), boundaries]))
 
     def batch(self, window: Window) -> dict[str, Tensor]:

@@ -133,17 +133,17 @@ class ElmoForPreTrainingOutput(ModelOutput):
     @property
     def forward_perplexity(self) -> float:
         """exp of the forward direction's loss."""
-        return math.exp(self.forward_loss)
+        return math.exp(self.forward_loss.item())  # type: ignore[union-attr]
 
     @property
     def backward_perplexity(self) -> float:
         """exp of the backward direction's loss."""
-        return math.exp(self.backward_loss)
+        return math.exp(self.backward_loss.item())  # type: ignore[union-attr]
 
     @property
     def perplexity(self) -> float:
         """exp of the mean loss of both directions: the number that the paper reports."""
-        return math.exp(self.loss)
+        return math.exp(self.loss.item())  # type: ignore[union-attr]
 
 
 class ElmoLMHead(nn.Module):
@@ -231,19 +231,21 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         if is_pair and state is not None:
             raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
         lanes = reversed_input_ids is not None
+        if lanes != (next_labels is not None):
+            raise ValueError("reversed_input_ids, next_labels and previous_labels go together; labels are for texts")
         if lanes:
             elmo.check_ids(reversed_input_ids)
             reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
 
         layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids)
         top = F.dropout(layers[-1], self.config.dropout, self.training)  # (2, packed, projection_dim)
-        output = ElmoForPreTrainingOutput(state=None if is_pair else state)
+        output = ElmoForPreTrainingOutput()  # its fields are set in their order, which is that of a tuple of them
         targets = self._targets(packing, mask, labels, next_labels, previous_labels)
         if targets is not None:
             losses = [self._loss(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
+            output.loss = (losses[0] + losses[1]) / 2
             output.forward_loss, output.backward_loss = losses
             output.num_targets = (targets[0] != IGNORE_INDEX).sum()
-            output.loss = (losses[0] + losses[1]) / 2
         else:
             both = unpack(top, packing, mask.numel()).unflatten(0, mask.shape)  # (batch, words, hidden_size)
             output.logits, output.backward_logits = (self.lm_head(side) for side in both.chunk(2, dim=-1))
@@ -252,6 +254,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
                 raise ValueError("lanes have no hidden_states: their two directions read different texts")
             states = (unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers)
             output.hidden_states = tuple(states)
+        output.state = None if is_pair else state
         return output
 
     def _targets(
@@ -284,9 +287,10 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
 
     @staticmethod
     def _check_shape(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-        if tensor.shape[:2] != like.shape[:2]:
-            shape = tuple(like.shape[:2])
-            raise ValueError(f"{name} must have (batch, words) = {shape} first, not {tuple(tensor.shape[:2])}")
+        if tensor.shape != like.shape or tensor.is_floating_point():
+            raise ValueError(
+                f"{name} must be integers of shape {tuple(like.shape)}, not {tensor.dtype} {tuple(tensor.shape)}"
+            )
         return tensor
 
     def _loss(self, hidden: Tensor, targets: Tensor, negatives: Negatives | None) -> Tensor:

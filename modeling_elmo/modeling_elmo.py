@@ -65,6 +65,10 @@ class ElmoPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"scalar_mix\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"scalar_mix\."]  # noqa: RUF012
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, ElmoWordEncoder):
@@ -216,24 +220,23 @@ class ElmoModel(ElmoPreTrainedModel):
 
     def check_ids(self, input_ids: Tensor):
         """Raise a `ValueError` unless `input_ids` are integers of the right shape and range."""
-        config = self.config
-        rows, size = config.vocab_size, self.get_input_embeddings().num_embeddings
+        word_length, rows = self.config.max_word_length, self.get_input_embeddings().num_embeddings
         if self.word_encoder.has_characters:
-            shape, fits = f"(batch, words, {config.max_word_length})", input_ids.dim() == 3
-            fits = fits and input_ids.shape[2] == config.max_word_length
+            shape = f"(batch, words, {word_length})"
+            fits = input_ids.dim() == 3 and input_ids.shape[2] == word_length
         else:
-            shape, fits, rows = "(batch, words)", input_ids.dim() == 2, config.word_vocab_size
-        rows = max(rows, size)
-        if not fits or input_ids.is_floating_point():
+            shape, fits = "(batch, words)", input_ids.dim() == 2
+        if not fits or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise ValueError(
                 f"input_ids must be integers of shape {shape}, not {input_ids.dtype} {tuple(input_ids.shape)}: "
                 "make them with this model's ElmoTokenizer"
             )
         if input_ids.numel() and not torch.compiler.is_compiling():
-            low, high = input_ids.aminmax()
+            # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
+            low, high = (int(bound) for bound in input_ids.long().aminmax())
             if low < 0 or high >= rows:
                 raise ValueError(
-                    f"input_ids must be between 0 and {rows - 1}, but they go from {int(low)} to {int(high)}: "
+                    f"input_ids must be between 0 and {rows - 1}, but they go from {low} to {high}: "
                     "make them with this model's ElmoTokenizer"
                 )
 
@@ -249,6 +252,14 @@ class ElmoModel(ElmoPreTrainedModel):
             default_mask = inputs.flatten(2).any(2) if inputs.dim() == 3 else inputs > 0
         else:
             inputs = inputs_embeds
+            width: tuple[int, ...] = (self.config.projection_dim,)
+            if self.word_encoder.has_characters:
+                width = (self.config.max_word_length, self.config.char_embedding_dim)
+            if inputs.shape[2:] != width or not inputs.is_floating_point():
+                raise ValueError(
+                    f"inputs_embeds must be floating-point vectors of shape (batch, words, *{width}), "
+                    f"not {inputs.dtype} {tuple(inputs.shape)}"
+                )
             default_mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         mask = default_mask if attention_mask is None else attention_mask.to(inputs.device)
         if mask.shape != inputs.shape[:2]:
@@ -291,6 +302,10 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
         raise ValueError(
             f"attention_mask must be padded on the right, but row {int(wrong.nonzero()[0])} has a 0 before a 1: "
             "ELMo reads from both ends, so move the padding (tokenizer.padding_side = 'right')"
+        )
+    if token_type_ids is not None and token_type_ids.shape != attention_mask.shape:
+        raise ValueError(
+            f"token_type_ids must be of shape (batch, words) = {(batch, words)}, not {tuple(token_type_ids.shape)}"
         )
     if token_type_ids is None or not (token_type_ids * attention_mask).any():
         return pack(starts, lengths)

@@ -48,7 +48,7 @@ class Text:
         facts: dict[str, Any] = {"vocabulary": self.tokenizer.lm_vocab_size}
         for name, corpus in (("train", self.train), ("validation", self.validation)):
             counts = np.bincount(corpus.words, minlength=len(corpus.types))
-            unknown = self.tokenizer.lm_ids(corpus.types) == self.tokenizer.lm_ids(["<UNK>"])[0]
+            unknown = self.tokenizer.lm_ids(corpus.types) == self.tokenizer.lm_unk_id
             cut = self.tokenizer.is_truncated(corpus.types)
             facts[name] = {
                 "sentences": corpus.num_sentences,
@@ -213,9 +213,9 @@ class Pretrainer:
             model.gradient_checkpointing_enable()
         self.config = model.config
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(args, model))
-        self.scheduler = get_scheduler(
-            args.lr_scheduler_type, self.optimizer.optimizer, args.warmup_steps, self.max_steps
-        )
+        warmup = math.ceil(args.warmup_steps * (self.max_steps if args.warmup_steps < 1 else 1))
+        optimizer = self.optimizer.optimizer
+        self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, self.max_steps)
         self.state: ElmoState | None = None
         self.step = 0
         self.generator = torch.Generator()

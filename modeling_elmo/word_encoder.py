@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Ids of the character vocabulary that no byte has: byte b has id b + 1, and 0 is the mask.
-BEGIN_OF_SENTENCE, END_OF_SENTENCE, BEGIN_OF_WORD, END_OF_WORD, PADDING = 257, 258, 259, 260, 261
+from .char_rows import PADDING
 
 
 class ElmoHighway(nn.Module):

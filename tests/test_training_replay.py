@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
+from modeling_elmo.allennlp_format import dataset_shapes, from_datasets
 from modeling_elmo.language_model import LogUniformSampler, Negatives
 from modeling_elmo.lstm import ElmoState
 
@@ -28,40 +29,26 @@ def config_of(options: dict) -> ElmoConfig:
     )
 
 
-def to_torch_gates(columns: np.ndarray) -> np.ndarray:
-    """TensorFlow's gates i, g, f, o along the last dimension -> i, f, g, o."""
-    i, g, f, o = np.split(columns, 4, axis=-1)
-    return np.concatenate([i, f, g, o], axis=-1)
+def variable_of(dataset: str) -> str:
+    """The name that a dataset of the published files has as a variable of the trainer, whose TensorFlow is younger."""
+    names = {
+        "RNN/MultiRNNCell/Cell": "rnn/multi_rnn_cell/cell_",
+        "LSTMCell/W_0": "lstm_cell/kernel",
+        "LSTMCell/B": "lstm_cell/bias",
+        "LSTMCell/W_P_0": "lstm_cell/projection/kernel",
+    }
+    for published, trained in names.items():
+        dataset = dataset.replace(published, trained)
+    return f"lm/{dataset}:0"
 
 
 def state_dict_of(recorded, prefix: str, config: ElmoConfig) -> dict[str, torch.Tensor]:
     """The variables recorded under `prefix`, under our names and in our layout."""
-
-    def get(name):
-        return recorded[f"{prefix}lm/{name}:0"]
-
-    encoder = "elmo.word_encoder."
-    state = {f"{encoder}char_embedding.weight": np.pad(get("char_embed"), ((1, 0), (0, 0)))}
-    for i in range(len(config.cnn_filters)):
-        state[f"{encoder}convolutions.{i}.weight"] = get(f"CNN/W_cnn_{i}")[0].transpose(2, 1, 0)
-        state[f"{encoder}convolutions.{i}.bias"] = get(f"CNN/b_cnn_{i}")
-    for i in range(config.num_highway_layers):
-        for ours in ("carry", "transform"):
-            state[f"{encoder}highways.{i}.{ours}.weight"] = get(f"CNN_high_{i}/W_{ours}").T
-            state[f"{encoder}highways.{i}.{ours}.bias"] = get(f"CNN_high_{i}/b_{ours}")
-    state[f"{encoder}projection.weight"] = get("CNN_proj/W_proj").T
-    state[f"{encoder}projection.bias"] = get("CNN_proj/b_proj")
-    for layer in range(config.num_hidden_layers):
-        cells = [f"RNN_{side}/rnn/multi_rnn_cell/cell_{layer}/lstm_cell/" for side in (0, 1)]
-        kernels = [to_torch_gates(get(f"{cell}kernel")).T for cell in cells]  # (4 * dim, 2 * projection) each
-        split = config.projection_dim
-        state[f"elmo.lstm.layers.{layer}.weight_ih"] = np.stack([kernel[:, :split] for kernel in kernels])
-        state[f"elmo.lstm.layers.{layer}.weight_hh"] = np.stack([kernel[:, split:] for kernel in kernels])
-        state[f"elmo.lstm.layers.{layer}.bias"] = np.stack([to_torch_gates(get(f"{cell}bias")) for cell in cells])
-        projections = [get(f"{cell}projection/kernel").T for cell in cells]
-        state[f"elmo.lstm.layers.{layer}.weight_hr"] = np.stack(projections)
-    state["lm_head.weight"], state["lm_head.bias"] = get("softmax/W"), get("softmax/b")
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+    datasets = {name: recorded[prefix + variable_of(name)] for name in dataset_shapes(config)}
+    state = {f"elmo.{name}": tensor for name, tensor in from_datasets(datasets, config).items()}
+    for ours, theirs in (("weight", "softmax/W"), ("bias", "softmax/b")):
+        state[f"lm_head.{ours}"] = torch.from_numpy(recorded[prefix + variable_of(theirs)])
+    return state
 
 
 def final_state_of(recorded, step: int, config: ElmoConfig) -> ElmoState:

@@ -1,0 +1,223 @@
+"""Published ELMo weights to transformers folders and back: `python -m modeling_elmo.convert SRC DST`.
+
+`allennlp_format` tells the layout of the published weights, `allennlp_files` reads and writes them.
+"""
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
+
+from .allennlp_files import LegacyElmo, LegacyFiles, open_source, read_allennlp, read_json, write_allennlp
+from .allennlp_format import ConversionError, ConversionWarning, listing
+from .modeling_elmo import ElmoModel
+from .tokenization_elmo import ElmoTokenizer
+
+
+def convert_from_allennlp(
+    src: str | Path | None,
+    dst: str | Path,
+    *,
+    options: str | Path | None = None,
+    weights: str | Path | None = None,
+    vocab: str | Path | None = None,
+    token_embeddings: str | Path | None = None,
+    overwrite: bool = False,
+) -> LegacyElmo:
+    """Convert published weights to a folder for `from_pretrained`: config, safetensors and tokenizer.
+
+    Args:
+        src: a folder or a zip archive, or `None` if `options` and `weights` are given. Files given here win over those
+            found in it.
+        dst: the folder to write. It appears when it is complete, and not at all after an error.
+        options, weights, vocab: the JSON, the HDF5 file and the vocabulary (one word a line, plain or gzipped).
+        token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
+            vocabulary, which replaces the character CNN.
+        overwrite: replace `dst` if it holds an earlier result.
+
+    Returns:
+        What was read.
+
+    Raises:
+        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+    """
+    given = [Path(path) if path else None for path in (options, weights, vocab, token_embeddings)]
+    source = Path(src) if src else None
+    with _new_folder(Path(dst), [source, *given], overwrite) as folder:
+        with open_source(source, LegacyFiles(*given)) as files:
+            legacy = read_allennlp(files)
+        model = ElmoModel(legacy.config)
+        unused = model.load_state_dict(legacy.state_dict, strict=False)
+        if unused.unexpected_keys or any(not name.startswith("scalar_mix.") for name in unused.missing_keys):
+            raise RuntimeError(f"the converter and ElmoModel do not name the same parameters: {unused}")
+        tokenizer = new_tokenizer(legacy)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return legacy
+
+
+def new_tokenizer(legacy: LegacyElmo) -> ElmoTokenizer:
+    """The tokenizer of a legacy model; how it splits raw text is the default, since the files do not tell."""
+    config = legacy.config
+    try:
+        return ElmoTokenizer(
+            vocab=legacy.vocabulary, max_word_length=config.max_word_length, word_inputs=not config.cnn_filters
+        )
+    except ValueError as error:
+        way_out = "correct it or give another with --vocab" + (
+            ", or convert without one by giving only --options and --weights" if config.cnn_filters else ""
+        )
+        raise ConversionError(f"{legacy.files.vocab} is no vocabulary of an ELMo ({error}): {way_out}") from error
+
+
+def convert_to_allennlp(src: str | Path, dst: str | Path, *, overwrite: bool = False) -> LegacyElmo:
+    """Convert a folder of `save_pretrained` to the legacy format: options.json, weights.hdf5 and, if known, vocab.txt.
+
+    Any ELMo model will do; of a model with a head, the biLM is written. Scalar mix, softmax and heads have no place in
+    the format.
+
+    Args:
+        src: a folder that `ElmoModel.from_pretrained` loads.
+        dst: the folder to write, as in `convert_from_allennlp`.
+        overwrite: replace `dst` if it holds an earlier result.
+
+    Returns:
+        What was written.
+
+    Raises:
+        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+    """
+    source = Path(src)
+    with _new_folder(Path(dst), [source], overwrite) as folder:
+        legacy = read_transformers(source)
+        write_allennlp(legacy, folder)
+    return legacy
+
+
+def read_transformers(src: Path) -> LegacyElmo:
+    """Config, biLM parameters and vocabulary of a folder of `save_pretrained`."""
+    if not (src / "config.json").is_file():
+        raise ConversionError(f"{src} is no transformers folder on this machine: it has no config.json")
+    model_type = read_json(src / "config.json").get("model_type")
+    if model_type != "elmo":
+        raise ConversionError(f"{src} holds a model of type {model_type!r}, not 'elmo'")
+    try:
+        loaded: Any = ElmoModel.from_pretrained(
+            src, output_loading_info=True, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise ConversionError(
+            f"{src} cannot be loaded ({error}): it is no complete result of save_pretrained"
+        ) from error
+    model, info = loaded
+    if missing := [name for name in info["missing_keys"] if "scalar_mix" not in name]:
+        raise ConversionError(f"{src} lacks weights of the language model: {listing(missing)}")
+    state_dict = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("scalar_mix.")}
+    vocabulary = None
+    if (src / "tokenizer_config.json").is_file():
+        vocabulary = ElmoTokenizer.from_pretrained(src).lm_vocab or None
+    return LegacyElmo(model.config, state_dict, vocabulary, LegacyFiles())
+
+
+@contextmanager
+def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> Iterator[Path]:
+    """An empty folder beside `dst` that takes its place if the block ends without an error."""
+    dst = dst.resolve()
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        if any(source and source.resolve().is_relative_to(dst) for source in sources):
+            raise ConversionError(f"{dst} holds what is to be converted: choose another folder")
+        if not overwrite:
+            raise ConversionError(
+                f"{dst} exists and is not empty: choose another folder, or replace it with --overwrite"
+            )
+        if not (dst / "config.json").is_file() and not (dst / "options.json").is_file():
+            raise ConversionError(f"{dst} does not look like an earlier result and is not replaced: remove it yourself")
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{dst.name}.", dir=dst.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        if dst.exists():
+            dst.rename(old)
+        new.rename(dst)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_elmo.convert",
+        description="Convert published ELMo weights (AllenNLP, bilm-tf, NLPL) to a transformers folder, or back.",
+        usage="%(prog)s [--overwrite] (SRC DST | --options FILE --weights FILE DST | --to-allennlp SRC DST)",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder or a zip archive, and the folder to write")
+    parser.add_argument("--options", metavar="FILE", help="options JSON, if SRC is not given or does not tell")
+    parser.add_argument("--weights", metavar="FILE", help="HDF5 weights, if SRC is not given or does not tell")
+    parser.add_argument("--vocab", metavar="FILE", help="vocabulary, one word a line, if it is not vocab.txt in SRC")
+    parser.add_argument("--token_embeddings", metavar="FILE", help="HDF5 word table that replaces the characters")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it holds an earlier result")
+    parser.add_argument("--to-allennlp", action="store_true", help="convert a transformers folder to options and HDF5")
+    arguments = parser.parse_args(argv)
+    if arguments.to_allennlp and any(getattr(arguments, name) for name in LegacyFiles._fields):
+        parser.error("--to-allennlp takes SRC and DST and no other files")
+    complete = bool(arguments.options and arguments.weights) and not arguments.to_allennlp
+    if len(arguments.paths) > 2 or (len(arguments.paths) < 2 and not complete):
+        parser.error("give SRC and DST, or --options, --weights and DST")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    arguments = parse_arguments(argv)
+    src, dst = [None, *arguments.paths][-2:]
+    disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ConversionWarning)
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            if arguments.to_allennlp:
+                legacy = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
+            else:
+                files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
+                legacy = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files)
+    except (ConversionError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    print(summary(legacy, src, dst, arguments.to_allennlp))
+    return 0
+
+
+def summary(legacy: LegacyElmo, src: str | None, dst: str, to_allennlp: bool) -> str:
+    """What was read, how large it is, where it went and how to load it."""
+    config, parameters = legacy.config, sum(tensor.numel() for tensor in legacy.state_dict.values())
+    names = ", ".join(path.name for path in legacy.files if path)
+    words = f"{config.num_filters} character filters, {config.num_highway_layers} highway layers"
+    if config.word_vocab_size:
+        words = f"a table of {config.word_vocab_size - 1} words"
+    lines = [
+        f"read   {src or 'the files given'} ({'transformers' if to_allennlp else f'bilm-tf / AllenNLP: {names}'})",
+        f"model  {words}, {config.num_hidden_layers} x {config.lstm_dim} LSTM cells per direction, projected to "
+        f"{config.projection_dim}: {parameters:,} parameters",
+        f"wrote  {dst}",
+    ]
+    if to_allennlp:
+        lines.append("       without scalar mix, softmax and task heads, which have no place in this format")
+    else:
+        lines.append("load   from modeling_elmo import ElmoModel, ElmoTokenizer")
+        lines.append(f"       model, tokenizer = (c.from_pretrained({dst!r}) for c in (ElmoModel, ElmoTokenizer))")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Files of legacy models: which are found where, in folders and archives, and what is said of those that are none."""
+
+import gzip
+import json
+import shutil
+import stat
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from legacy_files import (
+    ABSENT,
+    OPTIONS,
+    VOCABULARY,
+    assert_bit_equal,
+    assert_refused,
+    changed,
+    layers_of,
+    random_datasets,
+    read_hdf5,
+    write_hdf5,
+    write_legacy,
+    write_options,
+)
+from numpy_reference import elmo_layers
+
+from modeling_elmo import ElmoModel
+from modeling_elmo.allennlp_files import LegacyFiles, read_allennlp
+from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp
+from modeling_elmo.tokenization_elmo import ElmoTokenizer
+
+
+@pytest.fixture
+def legacy(tmp_path) -> Path:
+    return write_legacy(tmp_path / "legacy")
+
+
+@pytest.fixture
+def dst(tmp_path) -> Path:
+    return tmp_path / "converted"
+
+
+def test_single_layer_as_the_trainer_dumps_it(tmp_path, dst):
+    """bilm-tf's trainer has no MultiRNNCell around a single layer, and so its dump has none in the names."""
+    options = changed(lstm__n_layers=1)
+    datasets = random_datasets(options)
+    short = {name.replace("MultiRNNCell/Cell0/", ""): data for name, data in datasets.items()}
+    assert short.keys() != datasets.keys()
+    convert_from_allennlp(write_legacy(tmp_path / "legacy", options, short), dst)
+    convert_to_allennlp(dst, tmp_path / "back")
+    assert_bit_equal(read_hdf5(tmp_path / "back" / "weights.hdf5"), datasets)
+
+
+def test_token_embeddings_replace_the_characters(legacy, tmp_path, dst):
+    table = np.random.default_rng(1).normal(size=(len(VOCABULARY), 5)).astype(np.float32)
+    write_hdf5(tmp_path / "table.hdf5", {"embedding": table})
+    convert_from_allennlp(legacy, dst, token_embeddings=tmp_path / "table.hdf5")
+    datasets = {name: data for name, data in random_datasets(OPTIONS).items() if name.startswith("RNN")}
+    datasets["embedding"] = table
+    rows = np.array([0, 3, 4, 2, 6, 1])
+    expected = elmo_layers(datasets, {"lstm": OPTIONS["lstm"]}, rows)
+    np.testing.assert_allclose(layers_of(ElmoModel.from_pretrained(dst).double(), rows), expected, rtol=0, atol=1e-10)
+    tokenizer = ElmoTokenizer.from_pretrained(dst)
+    assert tokenizer(["the", "cat", "dog", "sat"], is_split_into_words=True)["input_ids"] == [*(rows + 1)]
+    convert_to_allennlp(dst, tmp_path / "back")
+    assert_bit_equal(read_hdf5(tmp_path / "back" / "weights.hdf5"), datasets)
+
+
+def test_bad_token_embeddings(legacy, tmp_path, dst):
+    table = tmp_path / "table.hdf5"
+    for data, message in [
+        ({"0": np.zeros((7, 5), np.float32)}, r"table\.hdf5 has no dataset 'embedding'"),
+        ({"embedding": np.zeros(7, np.float32)}, r"'embedding' has shape \(7,\), but should have 2 dimensions"),
+        ({"embedding": np.zeros((7, 6), np.float32)}, r"'embedding' has shape \(7, 6\), but .* \(7, 5\)"),
+        ({"embedding": np.zeros((9, 5), np.float32)}, r"word table has 9 rows, the vocabulary 7 lines"),
+    ]:
+        write_hdf5(table, data)
+        assert_refused(legacy, dst, message, token_embeddings=table)
+
+
+def test_token_embeddings_found_in_folder(legacy, dst):
+    """They count only where the options have no characters."""
+    write_hdf5(legacy / "table.hdf5", {"embedding": np.ones((len(VOCABULARY), 5), np.float32)})
+    assert convert_from_allennlp(legacy, dst).config.cnn_filters
+    write_options(legacy, char_cnn=ABSENT)
+    read = convert_from_allennlp(legacy, dst, overwrite=True)
+    assert not read.config.cnn_filters and read.files.token_embeddings == legacy / "table.hdf5"
+
+
+def test_other_names_and_places(legacy, tmp_path, dst):
+    """Files are known by their content; those given win over those found."""
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    shutil.copy(legacy / "options.json", folder / "elmo_2x7_5_options.json")
+    shutil.copy(legacy / "weights.hdf5", folder / "model.h5")
+    (folder / "meta.json").write_text("{}")
+    write_hdf5(folder / "lm_embeddings_0.hdf5", {"0": np.zeros((2, 3, 5), np.float32)})
+    (folder / "words.gz").write_bytes(gzip.compress("\n".join([*VOCABULARY, "!!!MAXTERMID"]).encode()))
+    expected = convert_from_allennlp(legacy, dst).state_dict
+    sources: list[dict[str, Any]] = [
+        {"src": folder},
+        {"src": None, "options": legacy / "options.json", "weights": folder / "model.h5"},
+        {"src": str(folder), "vocab": folder / "words.gz"},
+    ]
+    for source in sources:
+        read = convert_from_allennlp(**source, dst=dst, overwrite=True)
+        torch.testing.assert_close(read.state_dict, expected, rtol=0, atol=0)
+        assert read.vocabulary == (VOCABULARY if "vocab" in source else None)
+    (folder / "options_of_the_trainer.json").write_text(json.dumps(changed(char_cnn__n_characters=261)))
+    assert_refused(folder, tmp_path / "other", r"elmo_2x7_5_options\.json, options_of_the_trainer\.json.*--options")
+    convert_from_allennlp(folder, dst, options=folder / "options_of_the_trainer.json", overwrite=True)
+
+
+def test_damaged_files(legacy, dst):
+    weights = (legacy / "weights.hdf5").read_bytes()
+    for content, message in [
+        (weights[: len(weights) // 2], r"weights\.hdf5 is truncated or damaged"),
+        (weights[:8] + bytes(len(weights) - 8), r"weights\.hdf5 is truncated or damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"weights\.hdf5 is no HDF5 file \(it begins with b'version"),
+        (b"", r"weights\.hdf5 is no HDF5 file"),
+    ]:
+        (legacy / "weights.hdf5").write_bytes(content)
+        for source in (legacy, None):
+            files = {} if source else {"options": legacy / "options.json", "weights": legacy / "weights.hdf5"}
+            assert_refused(source, dst, message, **files)
+    (legacy / "weights.hdf5").write_bytes(weights)
+    for content, message in [
+        (b'{"lstm": ', r"options\.json is no valid JSON"),
+        (b"\xff\xfe", r"options\.json is no valid JSON"),
+        (b"[1]", r"options\.json must hold a JSON object"),
+        (b"{}", r"no options JSON\. It holds: options\.json, vocab\.txt, weights\.hdf5"),
+    ]:
+        (legacy / "options.json").write_bytes(content)
+        assert_refused(legacy, dst, message)
+    for files in ({"options": legacy / "nothing"}, {"options": legacy / "options.json", "weights": legacy / "nothing"}):
+        assert_refused(None, dst, "does not exist|give --options and --weights", **files)
+
+
+def test_bad_vocabularies(legacy, dst):
+    for content, message in [
+        (b"<S>\n</S>\n<UNK>\nthe\nthe\n", r"vocab\.txt is no vocabulary.*'the' occurs 2 times.*--vocab"),
+        (b"the\ncat\n", r"missing: <S> </S> <UNK>.*giving only --options and --weights"),
+        (b"\xff\n", r"vocab\.txt cannot be read as a vocabulary in UTF-8"),
+        (b"\x1f\x8b\x00", r"vocab\.txt cannot be read as a vocabulary"),
+        (gzip.compress(b"<S>")[:12] + b"\xff" * 20, r"vocab\.txt cannot be read as a vocabulary"),
+    ]:
+        (legacy / "vocab.txt").write_bytes(content)
+        write_options(legacy, n_tokens_vocab=ABSENT)
+        assert_refused(legacy, dst, message)
+    words = changed(char_cnn=ABSENT)
+    write_legacy(legacy, words, vocabulary=VOCABULARY[:-1])
+    assert_refused(legacy, dst, r"word table has 7 rows, the vocabulary 6 lines .* n_tokens_vocab=7")
+    (legacy / "vocab.txt").unlink()
+    assert_refused(legacy, dst, r"needs their vocabulary: give it with --vocab")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["encoder.pkl", "token_embedder.pkl", "char.dic", "config.json"], r"ELMoForManyLangs.*encoder\.pkl"),
+        (["options.json", "checkpoint", "model.ckpt-10.index"], r"TensorFlow checkpoint.*dump_weights\.py"),
+        (["model.ckpt-935588.data-00000-of-00001"], r"TensorFlow checkpoint"),
+        (["config.json", "model.safetensors"], r"transformers folder.*--to-allennlp"),
+        (["pytorch_model.bin"], r"pickle"),
+        (["notes.txt"], r"has no HDF5 file of weights\. It holds: notes\.txt"),
+        ([], r"It holds: nothing"),
+    ],
+)
+def test_folders_of_other_kinds(names, message, tmp_path, dst):
+    (tmp_path / "source").mkdir()
+    for name in names:
+        (tmp_path / "source" / name).write_text('{"lstm": {}}' if name == "options.json" else "{}")
+    assert_refused(tmp_path / "source", dst, message)
+
+
+def test_sources_of_other_kinds(legacy, tmp_path, dst):
+    assert_refused(tmp_path / "nothing", dst, "does not exist")
+    assert_refused(legacy / "weights.hdf5", dst, r"--options and --weights")
+    (tmp_path / "encoder.pkl").write_bytes(b"\x80\x04")
+    assert_refused(tmp_path / "encoder.pkl", dst, r"ELMoForManyLangs")
+
+
+def test_h5py_is_missing(legacy, dst, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert_refused(legacy, dst, r"pip install 'modeling-elmo\[convert\]'")
+
+
+def zip_of(path: Path, members: dict[str, bytes | Path]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.read_bytes() if isinstance(content, Path) else content)
+    return path
+
+
+@pytest.mark.parametrize("folder", ["", "123/", "./a/b/"])
+def test_nlpl_archive(legacy, folder, tmp_path, dst):
+    names = {"model.hdf5": "weights.hdf5", "options.json": "options.json", "vocab.txt": "vocab.txt"}
+    members: dict[str, Any] = {folder + name: legacy / source for name, source in names.items()}
+    members |= {
+        folder + "meta.json": b'{"id": 123, "corpus": "x"}',
+        folder + "README": b"text",
+        "other/vocab.txt": b"x",
+    }
+    read = convert_from_allennlp(zip_of(tmp_path / "123.zip", members), dst)
+    expected = read_allennlp(LegacyFiles(legacy / "options.json", legacy / "weights.hdf5"))
+    torch.testing.assert_close(read.state_dict, expected.state_dict, rtol=0, atol=0)
+    assert ElmoTokenizer.from_pretrained(dst).lm_vocab == VOCABULARY
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "a/../../evil.json", "/evil.json", "C:\\evil.json", "..\\evil.json"])
+def test_archive_with_members_outside(legacy, name, tmp_path, dst):
+    archive = zip_of(tmp_path / "x.zip", {"model.hdf5": legacy / "weights.hdf5", name: b"{}"})
+    assert_refused(archive, dst, "points outside")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["legacy", "x.zip"]
+
+
+def test_archive_with_a_link(legacy, tmp_path, dst):
+    link = zipfile.ZipInfo("options.json")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(legacy / "weights.hdf5", "model.hdf5")
+        archive.writestr(link, "/etc/passwd")
+    assert_refused(tmp_path / "x.zip", dst, r"options\.json.*link")
+
+
+def test_bad_archives(legacy, tmp_path, dst):
+    weights = legacy / "weights.hdf5"
+    two = zip_of(tmp_path / "two.zip", {"a/model.hdf5": weights, "b/model.hdf5": weights})
+    assert_refused(two, dst, r"one folder, not in 2: a/model\.hdf5, b/model\.hdf5")
+    assert_refused(zip_of(tmp_path / "none.zip", {"README": b"text"}), dst, r"HDF5 weights.*not in 0: README")
+    assert_refused(zip_of(tmp_path / "many.zip", {"encoder.pkl": b"", "char.dic": b""}), dst, "ELMoForManyLangs")
+    # The message names the archive and not the folder that it was unpacked to.
+    assert_refused(zip_of(tmp_path / "alone.zip", {"model.hdf5": weights}), dst, r"alone\.zip.* has no options JSON")
+    damaged = bytearray(zip_of(tmp_path / "x.zip", {"model.hdf5": weights, "options.json": b"{}"}).read_bytes())
+    damaged[200:300] = bytes(100)
+    (tmp_path / "x.zip").write_bytes(damaged)
+    assert_refused(tmp_path / "x.zip", dst, r"x\.zip.*damaged")
+    locked = zip_of(tmp_path / "x.zip", {"model.hdf5": weights, "options.json": b"{}"}).read_bytes()
+    locked = locked.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1")  # the flag of encryption
+    (tmp_path / "x.zip").write_bytes(locked.replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1"))
+    assert_refused(tmp_path / "x.zip", dst, r"x\.zip.*encrypted.*password")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    assert_refused(tmp_path / "pytorch_model.bin", dst, "pickle")

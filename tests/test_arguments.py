@@ -1,0 +1,109 @@
+"""Flags and recipes."""
+
+from pathlib import Path
+
+import pytest
+
+from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
+
+NEEDED = ["--train_file", "a.txt", "--output_dir", "out"]
+
+
+def parse(*argv: str) -> PretrainingArguments:
+    return parse_arguments(PretrainingArguments, argv)
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    (tmp_path / "recipe.yaml").write_text(text)
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_defaults_are_the_recipe_of_the_original():
+    args = parse(*NEEDED)
+    assert (args.optim, args.learning_rate, args.initial_accumulator_value) == ("adagrad", 0.2, 1.0)
+    assert (args.unroll_steps, args.max_grad_norm, args.scale_loss_by_unroll_steps) == (20, 10.0, True)
+    assert (args.lr_scheduler_type, args.num_train_epochs, args.per_device_train_batch_size) == ("constant", 10, 128)
+
+
+def test_flags_replace_the_recipe_and_the_recipe_the_defaults(tmp_path):
+    path = recipe(tmp_path, "learning_rate: 1e-3\nseed: 7\npre_tokenized: true\ntrain_file: [x.txt, y.txt]\n")
+    args = parse(path, "--output_dir", "out", "--seed", "8")
+    assert (args.learning_rate, args.seed, args.pre_tokenized) == (0.001, 8, True)
+    assert args.train_file == ["x.txt", "y.txt"]
+    assert args.unroll_steps == 20
+    assert args.changed()["seed"] == 8 and "unroll_steps" not in args.changed()
+
+
+def test_a_recipe_may_hold_what_is_required(tmp_path):
+    path = recipe(tmp_path, "output_dir: out\ntrain_file: [x.txt]\n")
+    assert parse(path).output_dir == "out"
+
+
+def test_recipes_may_be_json(tmp_path):
+    (tmp_path / "r.json").write_text('{"max_steps": 3}')
+    assert parse(str(tmp_path / "r.json"), *NEEDED).max_steps == 3
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("configs/recipes/*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_of_the_project_can_be_read(file):
+    assert parse(str(file), *NEEDED).config_name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1\n", "unknown key 'learning_rat' .* did you mean 'learning_rate'"),
+        ("qqqqq: 1\n", "unknown key 'qqqqq' .* --help"),
+        ("learning_rate: fast\n", "learning_rate .* must be a number"),
+        ("seed: 1.5\n", "seed .* must be a number"),
+        ("seed: true\n", "seed .* must be a number"),
+        ("pre_tokenized: 3\n", "pre_tokenized .* true or false"),
+        ("train_file: x.txt\n", "train_file .* must be a list"),
+        ("optim: [a]\n", "optim .* must be a single value"),
+        ("optim: sgd\n", "optim .* must be one of adagrad, adamw"),
+        ("- a\n- b\n", "must hold lines of the form"),
+        ("a: [1\n", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):
+    with pytest.raises(ArgumentsError, match=message):
+        parse(recipe(tmp_path, text), *NEEDED)
+
+
+def test_a_recipe_that_is_not_there_is_named():
+    with pytest.raises(ArgumentsError, match=r"cannot read the recipe 'nowhere\.yaml'"):
+        parse("nowhere.yaml", *NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--unroll_steps", "0"], "unroll_steps must be 1 or more"),
+        (["--learning_rate", "0"], "learning_rate must be greater than 0"),
+        (["--learning_rate", "nan"], "learning_rate must be greater than 0"),
+        (["--max_steps", "0"], "max_steps"),
+        (["--seed", "-1"], "seed must be 0 or more"),
+        (["--dataset_name", "x"], "either --train_file or --dataset_name"),
+    ],
+)
+def test_impossible_values_are_named(flags, message):
+    with pytest.raises(ArgumentsError, match=message):
+        parse(*NEEDED, *flags)
+
+
+def test_neither_file_nor_dataset_is_named():
+    with pytest.raises(ArgumentsError, match="what to train on"):
+        parse("--output_dir", "out")
+
+
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant():
+    with pytest.raises(ArgumentsError, match="unknown argument '--learn_rate': did you mean 'learning_rate'"):
+        parse(*NEEDED, "--learn_rate", "1")
+
+
+@pytest.mark.parametrize("flags", [["--optim", "sgd"], ["--seed", "x"]])
+def test_argparse_refuses_with_exit_code_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*NEEDED, *flags)
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err

@@ -1,0 +1,456 @@
+"""The language model: sampler, losses and targets, each against a slow loop or a count."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from conftest import TINY
+from test_modeling import make_model, make_texts, pad
+from torch import Tensor
+from torch.nn import functional as F
+
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
+from modeling_elmo import language_model as module
+from modeling_elmo.language_model import LogUniformSampler, Negatives, full_softmax_loss, sampled_softmax_loss
+
+VOCAB = TINY["lm_vocab_size"]
+
+
+def make_lm(dtype: torch.dtype = torch.float32, **changes) -> ElmoForPreTraining:
+    return make_model(dtype, ElmoForPreTraining, **changes)
+
+
+def make_labels(mask: Tensor, share_ignored: float = 0.0) -> Tensor:
+    labels = torch.randint(0, VOCAB, mask.shape)
+    labels[torch.rand(mask.shape) < share_ignored] = -100
+    return labels.masked_fill(mask == 0, -100)
+
+
+# ---- the sampler
+
+
+@pytest.mark.parametrize(("vocab", "samples"), [(40, 8), (40, 40), (1, 1), (5000, 700), (800_000, 8192)])
+def test_draws_are_unique_words_of_the_vocabulary(vocab, samples):
+    ids, tries = LogUniformSampler(vocab, samples).draw()
+    assert ids.shape == (samples,) and ids.dtype == torch.int64
+    assert len(ids.unique()) == samples and ids.min() >= 0 and ids.max() < vocab
+    assert tries >= samples
+
+
+def test_a_draw_is_that_of_a_loop_that_draws_one_by_one():
+    """Same uniform numbers, same ids in the same order, and as many tries: the last one is the last that was needed."""
+    vocab, samples = 60, 25
+    sampler = LogUniformSampler(vocab, samples)
+    for seed in range(50):
+        ids, tries = sampler.draw(torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        found: list[int] = []
+        slow_tries = 0
+        while len(found) < samples:
+            for uniform in torch.rand(2 * samples, dtype=torch.float64, generator=generator).tolist():
+                slow_tries += 1
+                word = int(math.exp(uniform * math.log(vocab + 1))) - 1
+                if word not in found:
+                    found.append(word)
+                if len(found) == samples:
+                    break
+        assert ids.tolist() == found and tries == slow_tries
+
+
+def test_first_words_of_draws_are_log_uniform():
+    """Chi-square over 5,000 draws of one word."""
+    vocab = 50
+    sampler = LogUniformSampler(vocab, 1)
+    words = torch.cat([sampler.draw().ids for _ in range(5_000)])
+    counts = torch.bincount(words, minlength=vocab).double()
+    probability = torch.tensor([math.log((k + 2) / (k + 1)) / math.log(vocab + 1) for k in range(vocab)]).double()
+    assert probability.sum() == pytest.approx(1)
+    expected = probability * len(words)
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi_square < 94.7, "exceeded with probability 1e-4 at 49 degrees of freedom"
+
+
+def test_draws_are_reproducible():
+    sampler = LogUniformSampler(1000, 100)
+    one, two = (sampler.draw(torch.Generator().manual_seed(7)) for _ in range(2))
+    other = sampler.draw(torch.Generator().manual_seed(8))
+    assert torch.equal(one.ids, two.ids) and one.tries == two.tries
+    assert not torch.equal(one.ids, other.ids)
+    torch.manual_seed(3)
+    one, next_one = sampler.draw(), sampler.draw()
+    torch.manual_seed(3)
+    assert torch.equal(one.ids, sampler.draw().ids) and not torch.equal(one.ids, next_one.ids)
+
+
+def test_more_samples_than_words():
+    with pytest.raises(ValueError, match="cannot draw 41 different negatives from a vocabulary of 40 words"):
+        LogUniformSampler(40, 41)
+
+
+@pytest.mark.parametrize("tries", [20, 21, 57])
+def test_expected_counts_are_the_formula(tries):
+    sampler = LogUniformSampler(100, 20)
+    for word in (0, 1, 50, 99):
+        probability = math.log((word + 2) / (word + 1)) / math.log(101)
+        # A draw without a repetition saw each word as often as 20 independent tries would.
+        expected = tries * probability if tries == 20 else 1 - (1 - probability) ** tries
+        assert sampler.expected_count(torch.tensor([word]), tries).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_expected_counts_are_those_of_a_simulation():
+    """In draws of exactly n tries, a word is among the samples as often as expected."""
+    vocab, tries, runs = 30, 25, 40_000
+    uniform = torch.rand(runs, tries, dtype=torch.float64)
+    words = (torch.exp(uniform * math.log(vocab + 1)).long() - 1).clamp(max=vocab - 1)
+    seen = torch.zeros(runs, vocab).scatter_(1, words, 1.0).double().mean(0)
+    expected = LogUniformSampler(vocab, 10).expected_count(torch.arange(vocab), tries)
+    # Five standard deviations of the mean of `runs` zeros and ones.
+    assert ((seen - expected).abs() < 5 * (expected * (1 - expected) / runs).sqrt() + 1e-9).all()
+
+
+# ---- the losses
+
+
+def make_softmax(words: int = 9, vocab: int = 60, dim: int = 6) -> list[Tensor]:
+    hidden, weight, bias = torch.randn(words, dim), torch.randn(vocab, dim), torch.randn(vocab)
+    return [tensor.double().requires_grad_() for tensor in (hidden, weight, bias)]
+
+
+def slow_sampled_loss(hidden, targets, weight, bias, negatives: Negatives, vocab: int, samples: int) -> Tensor:
+    """Word by word and negative by negative."""
+
+    def log_expected(word: int) -> float:
+        probability = math.log((word + 2) / (word + 1)) / math.log(vocab + 1)
+        tries = negatives.tries
+        return math.log(tries * probability if tries == samples else 1 - (1 - probability) ** tries)
+
+    losses = []
+    for vector, target in zip(hidden, targets.tolist(), strict=True):
+        candidates = [target] + [word for word in negatives.ids.tolist() if word != target]
+        scores = [vector @ weight[word] + bias[word] - log_expected(word) for word in candidates]
+        losses.append(torch.stack(scores).logsumexp(0) - scores[0])
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("without_repetition", [False, True])
+def test_sampled_loss_is_that_of_a_loop(without_repetition):
+    hidden, weight, bias = make_softmax()
+    sampler = LogUniformSampler(60, 20)
+    negatives = sampler.draw()
+    if without_repetition:
+        negatives = Negatives(negatives.ids, 20)
+    # Accidental hits: words that are among the negatives; and words that are not; one twice.
+    missing = next(word for word in range(60) if word not in negatives.ids)
+    targets = torch.tensor([*negatives.ids[:4].tolist(), missing, missing, 59, 0, 1])
+    assert torch.isin(targets, negatives.ids).sum() >= 4
+
+    actual = sampled_softmax_loss(hidden, targets, weight, bias, negatives, sampler)
+    expected = slow_sampled_loss(hidden, targets, weight, bias, negatives, 60, 20)
+    assert actual.dtype == torch.float32 and actual.shape == (9,)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-6)
+    scales = torch.randn(9, dtype=torch.float64)
+    gradients = torch.autograd.grad((actual * scales).sum(), [hidden, weight, bias])
+    expected_gradients = torch.autograd.grad((expected * scales).sum(), [hidden, weight, bias])
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    untouched = [word for word in range(60) if word not in {*negatives.ids.tolist(), *targets.tolist()}]
+    assert untouched and gradients[1][untouched].eq(0).all()
+
+
+def test_sampled_loss_over_all_words_is_the_full_one():
+    """After a million tries every word is expected once, so nothing is corrected."""
+    hidden, weight, bias = make_softmax()
+    targets = torch.randint(0, 60, (9,))
+    everything = Negatives(torch.randperm(60), 10**6)
+    sampled = sampled_softmax_loss(hidden, targets, weight, bias, everything, LogUniformSampler(60, 60))
+    torch.testing.assert_close(sampled, full_softmax_loss(hidden, targets, weight, bias))
+
+
+def test_full_loss_is_cross_entropy(monkeypatch):
+    hidden, weight, bias = make_softmax(words=23)
+    targets = torch.randint(0, 60, (23,))
+    scores = hidden @ weight.T + bias
+    expected = scores.exp().sum(1).log() - scores[torch.arange(23), targets]
+    actual = full_softmax_loss(hidden, targets, weight, bias)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-6)
+    for limit in (1, 60, 300, 10**6):  # 1, 1, 5 and all words at once
+        monkeypatch.setattr(module, "MAX_LOGITS", limit)
+        with torch.no_grad():
+            torch.testing.assert_close(full_softmax_loss(hidden, targets, weight, bias), actual.detach())
+            assert full_softmax_loss(hidden[:0], targets[:0], weight, bias).shape == (0,)
+
+
+def test_evaluation_never_holds_more_logits_than_the_limit(monkeypatch):
+    hidden, weight, bias = make_softmax(words=23)
+    monkeypatch.setattr(module, "MAX_LOGITS", 300)
+    sizes: list[int] = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
+    with torch.no_grad():
+        full_softmax_loss(hidden, torch.randint(0, 60, (23,)), weight, bias)
+    assert sizes == [5, 5, 5, 5, 3]
+
+
+# ---- targets and the model's loss
+
+
+def slow_losses(model: ElmoForPreTraining, texts: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean loss of each direction with the full softmax, text by text and word by word."""
+    forward, backward = [], []
+    for text, ids in zip(texts, labels, strict=True):
+        top = model.elmo(text[None]).last_hidden_state[0]
+        ahead, behind = top.chunk(2, dim=1)
+        for place in range(len(text)):
+            if place + 1 < len(text) and ids[place + 1] != -100:
+                forward.append(F.cross_entropy(model.lm_head(ahead[place]), ids[place + 1]))
+            if place > 0 and ids[place - 1] != -100:
+                backward.append(F.cross_entropy(model.lm_head(behind[place]), ids[place - 1]))
+    return torch.stack(forward).mean(), torch.stack(backward).mean()
+
+
+def assert_losses(output, forward: Tensor, backward: Tensor, atol: float = 1e-6):
+    expected = torch.stack([(forward + backward) / 2, forward, backward])
+    actual = torch.stack([output.loss, output.forward_loss, output.backward_loss])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+    assert output.perplexity == pytest.approx(math.exp(actual[0].item()))
+    assert output.forward_perplexity == pytest.approx(math.exp(actual[1].item()))
+    assert output.backward_perplexity == pytest.approx(math.exp(actual[2].item()))
+
+
+@pytest.mark.parametrize("share_ignored", [0.0, 0.3])
+def test_losses_of_texts(share_ignored):
+    model = make_lm()
+    texts = make_texts(model, [4, 1, 7, 0, 2])
+    ids, mask = pad(texts)
+    labels = make_labels(mask, share_ignored)
+    output = model(ids, mask, labels=labels)
+    rows = [row[: len(text)] for row, text in zip(labels, texts, strict=True)]
+    assert_losses(output, *slow_losses(model, texts, rows))
+    assert output.num_targets == sum((row[1:] != -100).sum() for row in rows)
+    assert output.logits is None and output.hidden_states is None
+    assert_losses(model(ids, labels=labels), output.forward_loss, output.backward_loss)
+    # What stands behind a text is no label of it.
+    others = torch.where(mask == 1, labels, torch.randint(0, VOCAB, labels.shape))
+    assert torch.equal(model(ids, mask, labels=others).loss, output.loss)
+
+
+def test_losses_of_pairs():
+    model = make_lm()
+    firsts, seconds = make_texts(model, [3, 1, 4]), make_texts(model, [2, 6, 0])
+    ids, mask = pad([torch.cat(pair) for pair in zip(firsts, seconds, strict=True)])
+    types = pad([torch.tensor([0] * len(a) + [1] * len(b)) for a, b in zip(firsts, seconds, strict=True)])[0]
+    labels = make_labels(mask)
+    output = model(ids, mask, token_type_ids=types, labels=labels)
+    parts = [row[: len(a)] for row, a in zip(labels, firsts, strict=True)]
+    parts += [row[len(a) : len(a) + len(b)] for row, a, b in zip(labels, firsts, seconds, strict=True)]
+    assert_losses(output, *slow_losses(model, firsts + seconds, parts))
+    assert output.state is None
+
+
+def test_lanes_of_a_text_and_its_reverse_are_that_text():
+    model = make_lm()
+    ids, mask = pad(make_texts(model, [6, 6, 6]))
+    labels = make_labels(mask)
+    text = model(ids, labels=labels)
+    end = torch.full((3, 1), -100)
+    lanes = model(
+        ids,
+        reversed_input_ids=ids.flip(1),
+        next_labels=torch.cat([labels[:, 1:], end], dim=1),
+        previous_labels=torch.cat([labels.flip(1)[:, 1:], end], dim=1),
+    )
+    assert_losses(lanes, text.forward_loss, text.backward_loss)
+    assert lanes.num_targets == text.num_targets
+    for one, other in zip(lanes.state, text.state, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_lanes_are_two_streams_with_carried_state():
+    """Two windows with carried state have the losses of one long window, in both directions."""
+    model = make_lm()
+    (forward,), (backward,) = make_texts(model, [8]), make_texts(model, [8])
+    following, previous = torch.randint(0, VOCAB, (2, 1, 8))
+    streams = {"input_ids": forward[None], "reversed_input_ids": backward[None]}
+    streams |= {"next_labels": following, "previous_labels": previous}
+    whole = model(**streams)
+    first = model(**{name: stream[:, :3] for name, stream in streams.items()})
+    second = model(**{name: stream[:, 3:] for name, stream in streams.items()}, state=first.state)
+    for name in ("loss", "forward_loss", "backward_loss"):
+        torch.testing.assert_close((3 * first[name] + 5 * second[name]) / 8, whole[name])
+    # Each direction by itself, on its own stream.
+    slow = [model.elmo(stream[None]).last_hidden_state[0] for stream in (forward, backward.flip(0))]
+    expected = F.cross_entropy(model.lm_head(slow[0][:, :6]), following[0])
+    assert_losses(whole, expected, F.cross_entropy(model.lm_head(slow[1][:, 6:]), previous[0].flip(0)))
+
+
+def test_logits_without_labels():
+    model = make_lm()
+    ids, mask = pad(make_texts(model, [4, 7]))
+    output = model(ids, mask, output_hidden_states=True)
+    assert output.loss is None and output.logits.shape == output.backward_logits.shape == (2, 7, VOCAB)
+    body = model.elmo(ids, mask, output_hidden_states=True)
+    for one, other in zip(output.hidden_states, body.hidden_states, strict=True):
+        torch.testing.assert_close(one, other)
+    ahead, behind = body.last_hidden_state.chunk(2, dim=-1)
+    torch.testing.assert_close(output.logits, ahead @ model.lm_head.weight.T + model.lm_head.bias)
+    torch.testing.assert_close(output.backward_logits, behind @ model.lm_head.weight.T + model.lm_head.bias)
+    assert len(model(ids, labels=make_labels(mask), return_dict=False)) == 5
+    assert len(model(ids, return_dict=False)) == 3
+
+
+# ---- which softmax, when
+
+
+@pytest.mark.parametrize(("negatives", "samples"), [(19, True), (20, False), (8192, False)])
+def test_small_vocabularies_have_no_sampler(negatives, samples):
+    model = make_lm(num_negative_samples=negatives)
+    assert (model.sampler is not None) == samples
+    ids, mask = pad(make_texts(model, [5, 7]))
+    labels = make_labels(mask)
+    assert torch.equal(model.train()(ids, labels=labels).loss, model.eval()(ids, labels=labels).loss) != samples
+
+
+def test_training_samples_anew_for_each_direction(monkeypatch):
+    model = make_lm().train()
+    ids, mask = pad(make_texts(model, [5, 7]))
+    labels = make_labels(mask)
+    draws: list[Negatives] = []
+    draw = LogUniformSampler.draw
+    monkeypatch.setattr(LogUniformSampler, "draw", lambda sampler: draws.append(draw(sampler)) or draws[-1])
+    output = model(ids, mask, labels=labels)
+    assert len(draws) == 2 and not torch.equal(draws[0].ids, draws[1].ids)
+    given = model(ids, mask, labels=labels, negatives=tuple(draws))
+    assert torch.equal(given.loss, output.loss) and len(draws) == 2
+    assert torch.equal(model.eval()(ids, mask, labels=labels, negatives=tuple(draws)).loss, output.loss)
+    assert not torch.equal(model(ids, mask, labels=labels).loss, output.loss)
+    assert len(draws) == 2, "the full softmax draws nothing"
+
+
+def test_dropout_before_the_softmax():
+    """With the dropout of the layers' inputs undone, what is left is that of the top output."""
+    model = make_lm(num_negative_samples=8192, dropout=0.5)
+    model.elmo.lstm.dropout = 0.0
+    ids, mask = pad(make_texts(model, [5, 7]))
+    expected = model(ids, mask).logits
+    model.train()
+    torch.manual_seed(4)
+    dropped = model(ids, mask).logits
+    with torch.no_grad():
+        layers, _ = model.elmo.encode(ids.flatten(0, 1), module.pack_texts(mask.bool()))
+        torch.manual_seed(4)
+        top = F.dropout(layers[-1], 0.5)
+        both = module.unpack(top, module.pack_texts(mask.bool()), 14).view(2, 7, 12)
+    torch.testing.assert_close(dropped, model.lm_head(both[..., :6]))
+    assert not torch.allclose(dropped, expected, atol=1e-3)
+
+
+# ---- training
+
+
+def test_initial_weights_are_those_of_the_original():
+    model = ElmoForPreTraining(ElmoConfig(lstm_dim=300, projection_dim=100, char_embedding_dim=16, lm_vocab_size=2000))
+    weights = {name.removeprefix("elmo."): weight.detach() for name, weight in model.named_parameters()}
+    uniform = {"word_encoder.char_embedding.weight": 1.0}
+    normal = {"word_encoder.projection.weight": 1 / 2048, "lm_head.weight": 1 / 100}
+    constant = {"word_encoder.projection.bias": 0.0, "lm_head.bias": 0.0}
+    for i in range(7):
+        uniform[f"word_encoder.convolutions.{i}.weight"] = 0.05
+        constant[f"word_encoder.convolutions.{i}.bias"] = 0.0
+    for i in range(2):
+        for gate, bias in (("transform", 0.0), ("carry", -2.0)):
+            normal[f"word_encoder.highways.{i}.{gate}.weight"] = 1 / 2048
+            constant[f"word_encoder.highways.{i}.{gate}.bias"] = bias
+        uniform[f"lstm.layers.{i}.weight_ih"] = uniform[f"lstm.layers.{i}.weight_hh"] = math.sqrt(6 / (200 + 1200))
+        uniform[f"lstm.layers.{i}.weight_hr"] = math.sqrt(6 / 400)
+        constant[f"lstm.layers.{i}.bias"] = 0.0
+    assert set(weights) == {*uniform, *normal, *constant}
+    assert weights["word_encoder.char_embedding.weight"][0].eq(0).all()
+    for name, bound in uniform.items():
+        largest, spread = weights[name].abs().max(), weights[name].std()
+        assert 0.9 * bound < largest <= bound and spread == pytest.approx(bound / math.sqrt(3), rel=0.1), name
+    for name, variance in normal.items():
+        assert weights[name].var() == pytest.approx(variance, rel=0.1), name
+        assert weights[name].abs().max() > 3 * math.sqrt(variance), name
+    for name, value in constant.items():
+        assert weights[name].eq(value).all(), name
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_negative_samples": 8192}, {"cnn_filters": [], "word_vocab_size": 30}])
+def test_every_parameter_is_trained(changes):
+    model = make_lm(dropout=0.1, **changes).train()
+    ids, mask = pad(make_texts(model, [5, 7, 3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = model(input_ids=ids, attention_mask=mask, labels=make_labels(mask))
+        assert output.perplexity > 1
+        output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.ne(0).any(), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("words", [0, 1, 4])
+def test_no_targets_no_loss(training, words):
+    model = make_lm().train(training)
+    ids, mask = pad(make_texts(model, [words, words]), words)
+    output = model(ids, mask, labels=torch.full(mask.shape, -100 if words > 1 else 3))
+    assert output.loss == output.forward_loss == output.backward_loss == output.num_targets == 0
+    output.loss.backward()
+    assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in model.parameters())
+    assert model(ids[:0], mask[:0], labels=mask[:0]).loss == 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str)
+def test_half_precision_losses_are_close(dtype, tolerance):
+    model = make_lm().train()
+    ids, mask = pad(make_texts(model, [5, 7, 3]))
+    labels = make_labels(mask)
+    negatives = (model.sampler.draw(), model.sampler.draw())
+    expected = [model(ids, mask, labels=labels, negatives=negatives).loss, model.eval()(ids, labels=labels).loss]
+    model.to(dtype)
+    actual = [model.train()(ids, mask, labels=labels, negatives=negatives).loss, model.eval()(ids, labels=labels).loss]
+    assert actual[0].dtype == actual[1].dtype == torch.float32
+    torch.testing.assert_close(torch.stack(actual), torch.stack(expected), rtol=0, atol=tolerance)
+
+
+# ---- bad input
+
+IDS, LABELS = torch.full((2, 3, 50), 7), torch.full((2, 3), 5)
+LANES = {"input_ids": IDS, "reversed_input_ids": IDS, "next_labels": LABELS, "previous_labels": LABELS}
+BAD_INPUTS = {
+    "label too large": ({"input_ids": IDS, "labels": LABELS + 35}, "lm_vocab_size - 1 = 39, but there is 40"),
+    "negative label": ({"input_ids": IDS, "labels": LABELS - 6}, "must be -100 or between 0 and .*but there is -1"),
+    "lane's label": ({**LANES, "previous_labels": LABELS + 99}, "but there is 104"),
+    "float labels": ({"input_ids": IDS, "labels": LABELS + 0.5}, "labels must be integers"),
+    "short labels": ({"input_ids": IDS, "labels": LABELS[:, :2]}, r"shape \(2, 3\), not .*\(2, 2\)"),
+    "labels of characters": ({"input_ids": IDS, "labels": IDS}, r"shape \(2, 3\), not .*\(2, 3, 50\)"),
+    "short lane": ({**LANES, "reversed_input_ids": IDS[:, :2]}, "reversed_input_ids must be"),
+    "lane of wrong ids": ({**LANES, "reversed_input_ids": IDS + 300}, "between 0 and 261"),
+    "short lane's labels": ({**LANES, "next_labels": LABELS[:1]}, "labels must be"),
+    "one direction's labels": ({"input_ids": IDS, "next_labels": LABELS}, "go together"),
+    "lanes with a text's labels": ({"input_ids": IDS, "reversed_input_ids": IDS, "labels": LABELS}, "go together"),
+    "lanes without labels": ({"input_ids": IDS, "reversed_input_ids": IDS}, "go together"),
+    "lanes' labels for a text": ({k: v for k, v in LANES.items() if "rev" not in k}, "go together"),
+    "lanes with one direction's labels": ({**LANES, "previous_labels": None}, "both next_labels and previous_labels"),
+    "all labels": ({**LANES, "labels": LABELS}, "either labels, or both"),
+    "lanes' hidden states": ({**LANES, "output_hidden_states": True}, "lanes have no hidden_states"),
+    "left padding": ({"input_ids": IDS, "attention_mask": torch.tensor([[0, 1, 1]] * 2)}, "padded on the right"),
+    "state with pairs": (
+        {"input_ids": IDS, "token_type_ids": torch.tensor([[0, 1, 1]] * 2), "state": (LABELS, LABELS)},
+        "one by one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_bad_input(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        make_lm()(**inputs)
+
+
+def test_a_vocabulary_is_needed():
+    with pytest.raises(ValueError, match=r"needs config\.lm_vocab_size, the number"):
+        ElmoForPreTraining(ElmoConfig(**{**TINY, "lm_vocab_size": None}))
+    ElmoModel(ElmoConfig(**{**TINY, "lm_vocab_size": None}))

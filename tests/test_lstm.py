@@ -1,0 +1,310 @@
+"""The recurrence: the reference against the equations and torch, and `ElmoLstm` against the reference."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modeling_elmo import ElmoConfig, ElmoState
+from modeling_elmo.lstm import ElmoLstm, Packing, naive_lstm, pack
+
+TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
+LENGTHS = {
+    "mixed": [3, 7, 0, 5, 1],
+    "equal": [4, 4, 4],
+    "ties": [2, 5, 2, 5, 0, 0],
+    "single": [6],
+    "rising": [1, 2, 3],
+    "no words": [0, 0],
+    "no rows": [],
+}
+
+
+def make_lstm(dtype: torch.dtype = torch.float64, std: float = 0.7, **changes) -> ElmoLstm:
+    """A stack with weights large enough for gates far from 0.5, and for clipping where the clips are small."""
+    lstm = ElmoLstm(ElmoConfig(**{**TINY, **changes}))
+    for parameter in lstm.parameters():
+        nn.init.normal_(parameter, std=std)
+    return lstm.to(dtype)
+
+
+def make_inputs(lstm: ElmoLstm, lengths: list[int], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ElmoState]:
+    """(2, rows, words, projection_dim) streams in reading order, and a state that is not zero."""
+    projection_dim, dim = lstm.layers[0].weight_hr.shape[1:]
+    streams = torch.randn(2, len(lengths), max(lengths, default=0), projection_dim, dtype=dtype)
+    hidden = torch.randn(len(lstm.layers), 2, len(lengths), projection_dim, dtype=dtype) / 2
+    cell = torch.randn(len(lstm.layers), 2, len(lengths), dim, dtype=dtype) / 2
+    return streams, ElmoState(hidden, cell)
+
+
+def packing_of(streams: Tensor, lengths: list[int]) -> Packing:
+    return pack(torch.arange(len(lengths)) * streams.shape[2], torch.tensor(lengths, dtype=torch.long))
+
+
+def run(lstm: ElmoLstm, streams: Tensor, lengths: list[int], state: ElmoState) -> tuple[list[Tensor], ElmoState]:
+    """`ElmoLstm` over padded streams: each layer (2, rows, words, projection_dim), zeros behind the texts."""
+    packing = packing_of(streams, lengths)
+    layers, state = lstm(streams.flatten(1, 2)[:, packing.forward_index], packing, state)
+    place = [layer.new_zeros(2, streams[0].flatten(0, 1).shape[0], layer.shape[2]) for layer in layers]
+    return [
+        zeros.index_copy(1, packing.forward_index, layer).view(streams.shape)
+        for zeros, layer in zip(place, layers, strict=True)
+    ], state
+
+
+def reference(lstm: ElmoLstm, streams: Tensor, lengths: list[int], state: ElmoState, masks: Tensor | None = None):
+    """The same by `naive_lstm`, a text at a time. `masks`: what dropout multiplies each layer's input with."""
+    layers, hidden, cell = [], state.hidden.clone(), state.cell.clone()
+    inputs = streams
+    for index, layer in enumerate(lstm.layers):
+        if masks is not None:
+            inputs = inputs * masks[index]
+        clips = {"cell_clip": layer.cell_clip, "proj_clip": layer.proj_clip, "forget_bias": layer.forget_bias}
+        outputs = torch.zeros_like(streams)
+        for side in (0, 1):
+            weights = [w[side] for w in (layer.weight_ih, layer.weight_hh, layer.bias, layer.weight_hr)]
+            for row, length in enumerate(lengths):
+                before = state.hidden[index, side, row], state.cell[index, side, row]
+                out, h, c = naive_lstm(inputs[side, row, :length], *weights, *before, **clips)
+                if lstm.use_skip_connections and index > 0:
+                    out = out + inputs[side, row, :length]
+                outputs[side, row, :length] = out
+                hidden[index, side, row], cell[index, side, row] = h, c
+        inputs = outputs
+        layers.append(outputs)
+    return layers, ElmoState(hidden, cell)
+
+
+def with_gradients(function, lstm: ElmoLstm, streams: Tensor, lengths: list[int], state: ElmoState, *args):
+    """All outputs as one list of tensors, and the gradients of a random sum of them in inputs, state and weights."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (streams, *state)]
+    layers, final = function(lstm, leaves[0], lengths, ElmoState(*leaves[1:]), *args)
+    outputs = [*layers, *final]
+    torch.manual_seed(1)
+    total = sum((output * torch.randn(output.shape, dtype=torch.float64).to(output.dtype)).sum() for output in outputs)
+    return outputs, torch.autograd.grad(total, [*leaves, *lstm.parameters()], materialize_grads=True)
+
+
+def assert_all_close(actual, expected, **tolerance):
+    assert len(actual) == len(expected)
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        torch.testing.assert_close(one, other, **tolerance, msg=lambda text, number=number: f"tensor {number}: {text}")
+
+
+# ---- the reference itself
+
+
+def test_naive_lstm_is_the_equations():
+    """One cell, in plain Python; the clips are reached."""
+    numbers = [0.7, -1.3, 0.9, 2.0]  # i, f, g, o
+    weight_ih, weight_hh, bias = (torch.tensor(numbers, dtype=torch.float64) * scale for scale in (1.0, -0.5, 0.3))
+    words = [1.5, -0.4, 2.5, 0.3, -2.0]
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    hidden, cell, expected, clipped = 0.2, -0.1, [], 0
+    for word in words:
+        i, f, g, o = (n * word - 0.5 * n * hidden + 0.3 * n for n in numbers)
+        cell = sigmoid(f + 1.0) * cell + sigmoid(i) * math.tanh(g)
+        clipped += abs(cell) > 0.6
+        cell = min(max(cell, -0.6), 0.6)
+        hidden = sigmoid(o) * math.tanh(cell) * 1.7
+        clipped += abs(hidden) > 0.8
+        hidden = min(max(hidden, -0.8), 0.8)
+        expected.append(hidden)
+    assert clipped >= 3
+
+    outputs, last_hidden, last_cell = naive_lstm(
+        torch.tensor(words, dtype=torch.float64)[:, None],
+        weight_ih[:, None],
+        weight_hh[:, None],
+        bias,
+        torch.tensor([[1.7]], dtype=torch.float64),
+        torch.tensor([0.2], dtype=torch.float64),
+        torch.tensor([-0.1], dtype=torch.float64),
+        cell_clip=0.6,
+        proj_clip=0.8,
+        forget_bias=1.0,
+    )
+    assert outputs[:, 0].tolist() == pytest.approx(expected, abs=1e-14)
+    assert (last_hidden.item(), last_cell.item()) == pytest.approx((hidden, cell), abs=1e-14)
+
+
+@pytest.mark.parametrize("forget_bias", [0.0, 1.0, -0.5])
+def test_naive_lstm_equals_torch_without_clips(forget_bias):
+    torch_lstm = nn.LSTM(6, 12, proj_size=6).double()
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = torch_lstm.parameters()
+    words, hidden, cell = torch.randn(9, 6).double(), torch.randn(6).double(), torch.randn(12).double()
+    bias = (bias_ih + bias_hh).detach().clone()
+    with torch.no_grad():
+        bias[12:24] -= forget_bias
+    actual = naive_lstm(
+        words, weight_ih, weight_hh, bias, weight_hr, hidden, cell,
+        cell_clip=None, proj_clip=None, forget_bias=forget_bias,
+    )  # fmt: skip
+    outputs, (last_hidden, last_cell) = torch_lstm(words, (hidden[None], cell[None]))
+    assert_all_close(actual, (outputs, last_hidden[0], last_cell[0]), **TOLERANCE[torch.float64])
+
+
+# ---- packing
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_packing_visits_every_word_once_in_reading_order(lengths):
+    starts = torch.arange(len(lengths)) * 10 + 3
+    packing = pack(starts, torch.tensor(lengths, dtype=torch.long))
+    steps = range(max(lengths, default=0))
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])  # stable, as packing.order must be
+    visits = [(row, step) for step in steps for row in rows if step < lengths[row]]
+    assert packing.order.tolist() == rows
+    assert packing.batch_sizes == [sum(length > step for length in lengths) for step in steps]
+    assert packing.forward_index.tolist() == [row * 10 + 3 + step for row, step in visits]
+    assert packing.backward_index.tolist() == [row * 10 + 3 + lengths[row] - 1 - step for row, step in visits]
+    assert packing.is_last.tolist() == [step == lengths[row] - 1 for row, step in visits]
+
+
+# ---- ElmoLstm against the reference
+
+VARIANTS = {
+    "original": {"cell_clip": 3.0, "proj_clip": 3.0},
+    "tight clips": {"cell_clip": 0.5, "proj_clip": 0.4},
+    "no clips": {"cell_clip": None, "proj_clip": None},
+    "cell clip": {"cell_clip": 0.5, "proj_clip": None},
+    "projection clip": {"cell_clip": None, "proj_clip": 0.4},
+    "no skips": {"use_skip_connections": False},
+    "one layer": {"num_hidden_layers": 1},
+    "three layers": {"num_hidden_layers": 3},
+    "no forget bias": {"forget_bias": 0.0},
+    "chunks of 1": {"chunk_size": 1},
+    "chunks of 3": {"chunk_size": 3},
+    "no chunks": {"chunk_size": None},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_lstm_equals_the_reference(dtype, variant):
+    # With std=0.7, float32 rounding grows to 1e-5 in the gradients, whatever the order of summation.
+    lstm = make_lstm(dtype, std=0.7 if dtype == torch.float64 else 0.4, **variant)
+    streams, state = make_inputs(lstm, LENGTHS["mixed"], dtype)
+    actual, gradients = with_gradients(run, lstm, streams, LENGTHS["mixed"], state)
+    expected, expected_gradients = with_gradients(reference, lstm, streams, LENGTHS["mixed"], state)
+    assert_all_close(actual, expected, **TOLERANCE[dtype])
+    assert_all_close(gradients, expected_gradients, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_lstm_equals_the_reference_for_all_lengths(lengths):
+    lstm = make_lstm(cell_clip=0.5, proj_clip=0.4)
+    streams, state = make_inputs(lstm, lengths)
+    actual, gradients = with_gradients(run, lstm, streams, lengths, state)
+    expected, expected_gradients = with_gradients(reference, lstm, streams, lengths, state)
+    assert_all_close(actual, expected, **TOLERANCE[torch.float64])
+    assert_all_close(gradients, expected_gradients, **TOLERANCE[torch.float64])
+
+
+def test_clips_are_reached_in_these_tests():
+    lstm = make_lstm(cell_clip=0.5, proj_clip=0.4)
+    streams, state = make_inputs(lstm, [40] * 5)
+    layers, final = run(lstm, streams, [40] * 5, state)
+    assert final.cell.abs().max() == 0.5 and (final.cell.abs() == 0.5).double().mean() > 0.1
+    assert final.hidden.abs().max() == 0.4 and (final.hidden.abs() == 0.4).double().mean() > 0.1
+    assert layers[0].abs().max() == 0.4
+    assert layers[1].abs().max() > 0.4, "the skip is added behind the clip"
+
+
+def test_a_text_without_words_keeps_its_state():
+    lstm = make_lstm()
+    streams, state = make_inputs(lstm, LENGTHS["mixed"])
+    _, final = run(lstm, streams, LENGTHS["mixed"], state)
+    assert torch.equal(final.hidden[:, :, 2], state.hidden[:, :, 2])
+    assert torch.equal(final.cell[:, :, 2], state.cell[:, :, 2])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_carrying_the_state_over_a_cut_changes_nothing(cut):
+    lstm = make_lstm(num_hidden_layers=3)
+    streams, state = make_inputs(lstm, [7, 7])
+    whole, final = run(lstm, streams, [7, 7], state)
+    first, middle = run(lstm, streams[:, :, :cut], [cut, cut], state)
+    second, end = run(lstm, streams[:, :, cut:], [7 - cut, 7 - cut], middle)
+    parts = [torch.cat(pair, dim=2) for pair in zip(first, second, strict=True)]
+    assert_all_close([*parts, *end], [*whole, *final], rtol=0, atol=1e-12)
+
+
+def test_directions_are_independent():
+    lstm = make_lstm()
+    streams, state = make_inputs(lstm, [4, 6])
+    layers, final = run(lstm, streams, [4, 6], state)
+    changed = streams.clone()
+    changed[1] += 1
+    others, other_final = run(lstm, changed, [4, 6], state)
+    for layer, other in zip(layers, others, strict=True):
+        assert torch.equal(layer[0], other[0])
+        assert not torch.isclose(layer[1, 1], other[1, 1]).all(1).any()
+    assert torch.equal(final.hidden[:, 0], other_final.hidden[:, 0])
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_dropout_is_on_each_layers_input_and_its_skip(skips):
+    lengths = [3, 7, 0, 5, 1]
+    lstm = make_lstm(dropout=0.4, num_hidden_layers=3, use_skip_connections=skips).train()
+    streams, state = make_inputs(lstm, lengths)
+    packing = packing_of(streams, lengths)
+    packed_masks = torch.ones(3, 2, sum(lengths), streams.shape[-1], dtype=torch.float64)
+    torch.manual_seed(5)
+    packed_masks = torch.stack([F.dropout(ones, 0.4) for ones in packed_masks])  # drawn in the order of the layers
+    masks = torch.ones(3, 2, streams.shape[1] * streams.shape[2], streams.shape[-1], dtype=torch.float64)
+    masks[:, :, packing.forward_index] = packed_masks
+    expected, final = reference(lstm, streams, lengths, state, masks.view(3, *streams.shape))
+    torch.manual_seed(5)
+    actual, actual_final = run(lstm, streams, lengths, state)
+    assert_all_close([*actual, *actual_final], [*expected, *final], rtol=0, atol=1e-10)
+    assert not torch.equal(run(lstm, streams, lengths, state)[0][-1], actual[-1]), "each call draws anew"
+
+
+def test_no_dropout_in_evaluation():
+    lstm = make_lstm(dropout=0.4).eval()
+    streams, state = make_inputs(lstm, [3, 7])
+    expected, _ = reference(lstm, streams, [3, 7], state)
+    assert_all_close(run(lstm, streams, [3, 7], state)[0], expected, rtol=0, atol=1e-10)
+
+
+# ---- lower precision
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)], ids=str)
+def test_half_precision_is_close(dtype, tolerance):
+    """The half model against the float64 reference with the same rounded weights and inputs, 30 words long."""
+    lengths = [30, 12, 0, 30]
+    lstm = make_lstm(torch.float32, std=0.4).to(dtype)
+    streams, state = make_inputs(lstm, lengths, dtype)
+    state = ElmoState(state.hidden, state.cell.float())
+    layers, final = run(lstm, streams, lengths, state)
+    assert {layer.dtype for layer in layers} == {final.hidden.dtype} == {dtype}
+    assert final.cell.dtype == torch.float32
+    lstm.double()
+    expected, end = reference(lstm, streams.double(), lengths, ElmoState(*(part.double() for part in state)))
+    assert_all_close([x.double() for x in [*layers, *final]], [*expected, *end], rtol=0, atol=tolerance)
+
+
+def test_autocast_runs_the_products_in_bfloat16_and_trains_float32_weights():
+    lengths = [5, 3, 0]
+    lstm = make_lstm(torch.float32, std=0.4)
+    streams, state = make_inputs(lstm, lengths, torch.float32)
+    expected, expected_gradients = with_gradients(run, lstm, streams, lengths, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, gradients = with_gradients(run, lstm, streams, lengths, state)
+    assert actual[0].dtype == torch.bfloat16
+    assert actual[-1].dtype == torch.float32, "cells stay float32"
+    assert_all_close([x.float() for x in actual], [x.float() for x in expected], rtol=0, atol=2e-2)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected_gradient).norm() < 0.02 * expected_gradient.norm()

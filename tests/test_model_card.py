@@ -1,0 +1,125 @@
+"""The generated README.md: its metadata as the Hub reads it, what it tells, and that its code runs as written."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_elmo import ElmoConfig, ElmoForPreTraining
+from modeling_elmo.model_card import model_card, table
+from modeling_elmo.tokenization_elmo import ElmoTokenizer
+
+SIDE = {"sentences": 21220, "tokens": 339758, "types": 15777, "unknown_rate": 0.0214, "truncated_rate": 0.00012}
+METRICS = {
+    "eval_perplexity": 61.237,
+    "eval_forward_perplexity": 60.5,
+    "eval_backward_perplexity": 62.0,
+    "eval_loss": 4.1,
+}
+
+
+def make_card(config, **changes):
+    arguments = {
+        "repo_name": "my-elmo",
+        "parameters": {"word encoder": 300000, "LSTMs": 900000, "softmax": 600000},
+        "data": {
+            "source": ["/home/me/news.txt"],
+            "vocabulary": 8497,
+            "train": SIDE,
+            "validation": {**SIDE, "types": 7},
+        },
+        "recipe": {"output_dir": "/home/me/out", "train_file": ["/home/me/news.txt"], "optim": "adamw", "steps": 1000},
+        "metrics": METRICS,
+    }
+    return model_card(config, **{**arguments, **changes})
+
+
+def test_metadata_as_the_hub_reads_it(tiny_config):
+    data = ModelCard(make_card(tiny_config, license="apache-2.0", language="en")).data
+    assert (data.library_name, data.license, data.language) == ("transformers", "apache-2.0", "en")
+    assert {"elmo", "character-level", "word-embeddings", "lstm"} <= set(data.tags)
+    assert data.model_name == "my-elmo"
+    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [
+        ("perplexity", 61.237),
+        ("perplexity", 60.5),
+        ("perplexity", 62.0),
+    ]
+    assert data.eval_results[0].dataset_name == "news.txt (held out)"
+    assert data.eval_results[0].dataset_split == "validation"
+
+
+def test_metadata_leaves_out_what_is_not_known(tiny_config):
+    text = make_card(tiny_config).split("---")[1]
+    assert "license" not in text and "language:" not in text and "datasets" not in text
+
+
+def test_data_set_is_named(tiny_config):
+    data = {"source": "Salesforce/wikitext", "vocabulary": 10, "train": SIDE, "validation": SIDE}
+    card = ModelCard(make_card(tiny_config, data=data))
+    assert card.data.datasets == ["Salesforce/wikitext"]
+    assert card.data.eval_results[0].dataset_type == "Salesforce/wikitext"
+
+
+def test_what_the_card_tells(tiny_config):
+    card = make_card(tiny_config)
+    for row in (
+        "| both directions | 61.24 |",
+        "| forward | 60.50 |",
+        "| backward | 62.00 |",
+        "| convolutions | 20 filters: 4 of width 1, 8 of width 2, 8 of width 3; relu |",
+        "| outputs | 3 layers of 12 |",
+        "| parameters: softmax | 600,000 |",
+        "| parameters: all | 1,800,000 |",
+        "| tokens | 339,758 | 339,758 |",
+        "| different words | 15,777 | 7 |",
+        "| words in the vocabulary | 8,497 |  |",
+        "| unknown words (share of tokens) | 2.14% | 2.14% |",
+        "| words cut because of their length (share of tokens) | 0.01% | 0.01% |",
+        "| `optim` | `adamw` |",
+        "| `train_file` | `news.txt` |",
+    ):
+        assert row in card, row
+    assert "N18-1202" in card
+    assert "/home/me" not in card, "paths of the machine that trained"
+    tables = re.findall(r"(?:^\|.*\|\n)+", card, re.MULTILINE)
+    assert len(tables) == 4
+    for rows in tables:
+        assert len({line.count("|") for line in rows.splitlines()}) == 1
+
+
+def test_model_without_characters_or_clipping():
+    config = ElmoConfig(
+        cnn_filters=[], word_vocab_size=5000, lm_vocab_size=5000, cell_clip=None, proj_clip=None, lstm_dim=8
+    )
+    card = make_card(config)
+    assert "| words | a table of 5,000 rows |" in card
+    assert "convolutions" not in card and "clipped" not in card
+
+
+def test_table_escapes_and_fills_up():
+    assert table(["a", "b"], [("x|y",)]) == "| a | b |\n| --- | --- |\n| x\\|y |  |"
+
+
+@pytest.mark.slow
+def test_code_runs_as_written(tmp_path, tiny_config):
+    sentences = ["The bank lent them money .", "It does n't rain ."]
+    tokenizer = ElmoTokenizer().train_new_from_iterator(sentences)
+    tiny_config.lm_vocab_size = tokenizer.lm_vocab_size
+    folder = tmp_path / "my-elmo"
+    ElmoForPreTraining(tiny_config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = make_card(tiny_config)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    # Another process that cannot import this package, as on the machine of somebody who reads the card.
+    code = "import sys; sys.modules['modeling_elmo'] = None\n" + code
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    shape, layers, perplexity = run.stdout.splitlines()
+    assert shape == "torch.Size([2, 11, 12])"
+    assert layers == "3"
+    assert 1 < float(perplexity) < 40

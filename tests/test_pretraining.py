@@ -1,0 +1,293 @@
+"""train.py, run as its users run it, on a few sentences."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, AutoTokenizer
+
+from modeling_elmo.checkpoints import CheckpointError, checkpoints_of, find_checkpoint
+from modeling_elmo.data import Corpus
+from modeling_elmo.pretraining import Pretrainer, evaluate, seed_of
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def train_script():
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(train_script, monkeypatch):
+    def run_with(*argv: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
+        return train_script.main()
+
+    return run_with
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A text in which each word tells the next one, so that a model can learn it, and a tiny model's config."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(30)]
+    lines = []
+    for _ in range(300):
+        first = int(rng.integers(30))
+        lines.append(" ".join(words[(first + k) % 30] for k in range(int(rng.integers(3, 12)))))
+    (folder / "train.txt").write_text("\n".join(lines[:280]) + "\n")
+    (folder / "validation.txt").write_text("\n".join(lines[280:]) + "\n")
+    config = json.loads((ROOT / "configs/tiny.json").read_text())
+    config |= {"char_embedding_dim": 4, "cnn_filters": [[1, 8], [2, 8], [3, 8]], "lstm_dim": 16, "projection_dim": 8}
+    (folder / "config.json").write_text(json.dumps(config | {"num_negative_samples": 4}))
+    return folder
+
+
+def flags(folder: Path, output: Path, **more: object) -> list[str]:
+    values = {
+        "train_file": folder / "train.txt",
+        "validation_file": folder / "validation.txt",
+        "output_dir": output,
+        "config_name": folder / "config.json",
+        "per_device_train_batch_size": 8,
+        "unroll_steps": 5,
+        "max_steps": 8,
+        "logging_steps": 2,
+        "pre_tokenized": True,
+        **more,
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_leaves_a_folder_that_auto_classes_load(run, folder, tmp_path):
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, max_steps=150, logging_steps=10, eval_steps=75)) == 0
+    log = log_of(output)
+    training = [line for line in log if "loss" in line]
+    assert [line["step"] for line in training] == list(range(10, 151, 10))
+    assert training[-1]["words"] == 150 * 8 * 5
+    assert training[0]["forward_perplexity"] > 20
+    evaluations = [line for line in log if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [75, 150]
+    # The next word is known but at the first word of a sentence and at its end.
+    assert evaluations[-1]["eval_forward_perplexity"] < 8 and evaluations[-1]["eval_backward_perplexity"] < 8
+    assert evaluations[-1]["eval_perplexity"] < evaluations[0]["eval_perplexity"]
+
+    names = {file.name for file in output.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "README.md", "log.jsonl"} <= names
+    assert {"modeling_elmo.py", "language_model.py", "tokenization_elmo.py", "lstm.py"} <= names
+    assert not any(name.startswith(("unfinished", "checkpoint")) for name in names)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    model = AutoModelForPreTraining.from_pretrained(output)
+    assert tokenizer.lm_vocab_size == model.config.lm_vocab_size == 33
+    words = ["w3", "w4", "w5", "w6", "w7"]
+    inputs = tokenizer([words], is_split_into_words=True, return_lm_labels=True, return_tensors="pt")
+    assert model(**inputs).loss < 2
+    assert "Peters" in (output / "README.md").read_text()
+
+
+def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, run, train_script):
+    """Lanes of any number and windows of any length against one text read word by word."""
+    output = tmp_path / "out"
+    run(*flags(folder, output))
+    model = AutoModelForPreTraining.from_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    corpus = Corpus.from_lines((folder / "validation.txt").read_text().splitlines(), str.split)
+    values = evaluate(Accelerator(), model, corpus, tokenizer, 1, 7)
+    # A lane is the sentences one after another with the state carried, each direction on its own.
+    sums, words, state = torch.zeros(2, dtype=torch.double), 0, None
+    for index in range(corpus.num_sentences):
+        sentence = [corpus.types[i] for i in corpus.words[corpus.starts[index] : corpus.starts[index + 1]]]
+        inputs = tokenizer([sentence], is_split_into_words=True, return_lm_labels=True, return_tensors="pt")
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        with torch.no_grad():
+            step = model(
+                input_ids=ids[:, :-1],
+                reversed_input_ids=ids.flip(1)[:, :-1],
+                next_labels=labels[:, 1:],
+                previous_labels=labels.flip(1)[:, 1:],
+                state=state,
+            )
+        state = step.state
+        count = labels.shape[1] - 1
+        sums += torch.stack([step.forward_loss, step.backward_loss]).double() * count
+        words += count
+    forward, backward = (sums / words).exp().tolist()
+    assert values["eval_forward_perplexity"] == pytest.approx(forward, rel=1e-5)
+    assert values["eval_backward_perplexity"] == pytest.approx(backward, rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", ["adagrad", "adamw"])
+def test_an_interrupted_run_ends_as_one_that_was_not(run, folder, tmp_path, optim):
+    recipe = {"optim": optim, "learning_rate": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": 2, "save_steps": 3}
+    if optim == "adamw":
+        recipe["gradient_accumulation_steps"] = 2
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(*flags(folder, whole, **recipe)) == 0
+    assert run(*flags(folder, halves, **recipe)) == 0
+    assert [path.name for path in checkpoints_of(halves)] == ["checkpoint-6", "checkpoint-8"]
+    # As if the run had died behind step 6: its last checkpoint is gone, its log has lines behind it.
+    for file in [*(halves / "checkpoint-8").iterdir()]:
+        file.unlink()
+    (halves / "checkpoint-8").rmdir()
+    (halves / "model.safetensors").unlink()
+    assert run(*flags(folder, halves, **recipe, resume_from_checkpoint="last")) == 0
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(halves / "model.safetensors")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    timeless = [[{k: v for k, v in line.items() if k != "words_per_second"} for line in log_of(path)]
+                for path in (whole, halves)]  # fmt: skip
+    assert timeless[0] == timeless[1]
+
+
+def test_the_last_checkpoints_are_kept(run, folder, tmp_path):
+    run(*flags(folder, tmp_path / "out", save_steps=1, save_total_limit=3))
+    assert [path.name for path in checkpoints_of(tmp_path / "out")] == [f"checkpoint-{n}" for n in (6, 7, 8)]
+
+
+def test_two_processes_train_as_one_with_twice_the_lanes(folder, tmp_path):
+    """Same global batch, no dropout: the same losses, through torch's own launcher and gloo."""
+    logs = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"] if processes == 2 else []
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if launcher else []
+        argv = flags(
+            folder, output, config_overrides="dropout=0.0", per_device_train_batch_size=8 // processes, max_steps=6
+        )
+        done = subprocess.run(
+            [sys.executable, *launcher, str(ROOT / "train.py"), *argv],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs.append(log_of(output))
+    assert "on 2 x cpu" in done.stdout
+    for one, two in zip(*logs, strict=True):
+        for name in set(one) - {"words_per_second"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-5), name
+
+
+def test_bf16_stays_near_to_float32(run, folder, tmp_path):
+    losses = []
+    for precision in ("no", "bf16"):
+        run(*flags(folder, tmp_path / precision, mixed_precision=precision, max_steps=20))
+        losses.append(log_of(tmp_path / precision)[-1]["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+def test_a_vocabulary_smaller_than_the_negatives_uses_the_full_softmax(run, folder, tmp_path, capsys):
+    argv = flags(folder, tmp_path / "out", config_overrides="num_negative_samples=1000", max_steps=2)
+    assert run(*argv) == 0
+    assert "full softmax" in capsys.readouterr().out
+
+
+def test_raw_text_is_split_into_words_and_a_part_held_out(run, folder, tmp_path, capsys):
+    (tmp_path / "raw.txt").write_text("They don't stop, do they?\n" * 200)
+    argv = flags(folder, tmp_path / "out", max_steps=2)
+    argv = argv[4:]  # neither train_file nor validation_file
+    argv[argv.index("--pre_tokenized") + 1] = "False"
+    assert run(*argv, "--train_file", tmp_path / "raw.txt") == 0
+    assert "train: 196 sentences, 1,568 tokens" in capsys.readouterr().out
+    vocab = (tmp_path / "out/vocab.txt").read_text().split("\n")
+    assert {"do", "n't", ",", "?", "they", "They"} <= set(vocab)
+
+
+def test_a_data_set_by_name(run, folder, tmp_path):
+    lines = (folder / "train.txt").read_text().splitlines()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.jsonl").write_text("".join(json.dumps({"n": 1, "text": line}) + "\n" for line in lines))
+    argv = flags(folder, tmp_path / "out", max_steps=2)[2:]
+    assert run(*argv, "--dataset_name", tmp_path / "set") == 0
+    assert run(*argv, "--dataset_name", tmp_path / "set", "--overwrite_output_dir", "--text_column_name", "n") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_file": "nowhere.txt"}, "no file is named 'nowhere.txt'"),
+        ({"per_device_train_batch_size": 100000}, "lower the batch size"),
+        ({"per_device_train_batch_size": 400, "unroll_steps": 20}, "fewer than one batch"),
+        ({"config_name": "huge"}, "no configuration 'huge'"),
+        ({"config_overrides": "lstm_dim=-3"}, "lstm_dim must be greater than 0"),
+        ({"config_overrides": "lstm_dimension=3"}, "lstm_dimension"),
+        ({"resume_from_checkpoint": "last"}, "no checkpoint to resume from"),
+        ({"vocab_file": "nowhere.txt"}, "nowhere.txt"),
+        ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"learning_rate": 1e30}, "the loss became"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(run, folder, tmp_path, capsys, change, message):
+    assert run(*flags(folder, tmp_path / "out", **change)) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("train.py: ") and message in error
+
+
+def test_a_mistake_at_the_real_command_line_shows_no_traceback(folder, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *flags(folder, tmp_path / "out", train_file="nowhere.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no file is named 'nowhere.txt'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(run, folder, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(*flags(folder, tmp_path)) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_run_cannot_be_resumed_by_mistake(run, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(*flags(folder, output, save_steps=4))
+    before = load_file(output / "model.safetensors")
+    for change in ({"per_device_train_batch_size": 4}, {"seed": 1}, {"train_file": folder / "validation.txt"}):
+        assert run(*flags(folder, output, resume_from_checkpoint="last", **change)) == 2
+        assert "was written with" in capsys.readouterr().err
+    after = load_file(output / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_damaged_checkpoint_is_named(run, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(*flags(folder, output, save_steps=4))
+    file = output / "checkpoint-8/optimizer.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    assert run(*flags(folder, output, resume_from_checkpoint="last")) == 2
+    assert "checkpoint-8 is damaged" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        find_checkpoint(str(tmp_path), output)
+
+
+def test_seeds_differ_by_every_number():
+    assert len({seed_of(*numbers) for numbers in [(1,), (1, 0, 1), (1, 1), (2, 1), (1, 2)]}) == 5
+
+
+def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_direction_never(folder, tmp_path):
+    from modeling_elmo.arguments import PretrainingArguments, parse_arguments
+
+    args = parse_arguments(PretrainingArguments, flags(folder, tmp_path / "out"))
+    trainer = Pretrainer(args)
+    draws = []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda *a, negatives, **k: draws.append(negatives) or forward(*a, negatives=negatives, **k)
+    trainer.optimizer_step()
+    trainer.optimizer_step()
+    assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 4

@@ -1,0 +1,124 @@
+"""The curve of a run: what is read from the log, the picture and the text."""
+
+import json
+import sys
+
+import pytest
+
+from modeling_elmo.reporting import main, plot_curve, read_log, terminal_curve, tick_values
+
+
+def write_log(path, steps=200, start=8.0, fall=0.02):
+    """A log whose loss falls by `fall` a step, evaluated every fifth line."""
+    lines = []
+    for step in range(10, steps + 1, 10):
+        loss = start - fall * step
+        position = {"step": step, "epoch": step / 100, "words": step * 1280}
+        perplexity = 2.718281828459045**loss
+        lines.append({**position, "loss": loss, "forward_perplexity": perplexity, "backward_perplexity": perplexity})
+        if step % 50 == 0:
+            names = ("eval_perplexity", "eval_forward_perplexity", "eval_backward_perplexity")
+            lines.append({**position, "eval_loss": loss, **dict.fromkeys(names, perplexity)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def log(tmp_path):
+    return write_log(tmp_path / "log.jsonl")
+
+
+def test_log_is_split_into_training_and_evaluation(log):
+    training, evaluation = read_log(log)
+    assert [line["step"] for line in training] == list(range(10, 201, 10))
+    assert [line["step"] for line in evaluation] == [50, 100, 150, 200]
+
+
+def test_line_that_was_cut_off_is_left_out(log):
+    text = log.read_text()
+    log.write_text(text[: len(text) - 30])
+    training, evaluation = read_log(log)
+    assert (len(training), len(evaluation)) == (20, 3)
+
+
+def test_terminal_curve_falls_and_fits(log):
+    text = terminal_curve(log, width=60, height=14)
+    lines = text.splitlines()
+    assert len(lines) == 14
+    assert max(map(len, lines)) <= 60
+    assert lines[-1].split() == ["10", "step", "200"]
+    drawn = [line[8:] for line in lines[1:-2]]
+    # A straight fall of the loss is a straight line on the log axis: from the top left to the bottom right.
+    assert drawn[0].strip() and drawn[0].startswith(drawn[0].strip())
+    ends = [len(line) for line in drawn if line.strip()]
+    assert ends == sorted(ends) and ends[-1] == 52
+    assert "".join(drawn).count("o") == 4
+    ticks = [float(line.split()[0]) for line in lines[1:-2] if "┤" in line]
+    assert ticks == sorted(ticks, reverse=True) and {2000.0, 1000.0, 500.0, 100.0} <= set(ticks)
+
+
+def test_terminal_curve_of_a_constant_loss_and_of_one_line(tmp_path):
+    log = write_log(tmp_path / "flat.jsonl", steps=30, fall=0.0)
+    assert "2981" in terminal_curve(log)
+    log.write_text(log.read_text().splitlines()[0])
+    assert len(terminal_curve(log).splitlines()) == 16
+
+
+def test_nothing_logged(tmp_path):
+    empty = tmp_path / "log.jsonl"
+    assert terminal_curve(empty) == "nothing logged yet"
+    empty.touch()
+    assert terminal_curve(empty) == "nothing logged yet"
+    assert read_log(empty) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "values"),
+    [(40, 1100, [50, 100, 200, 500, 1000]), (1, 6, [1, 2, 5]), (301.26, 350.04, [301.3, 350.0])],
+)
+def test_tick_values(low, high, values):
+    assert tick_values(low, high) == values
+
+
+def test_picture_shows_both_directions_on_a_log_axis(log, tmp_path, monkeypatch):
+    figures = []
+    matplotlib_figure = pytest.importorskip("matplotlib.figure")
+    original = matplotlib_figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib_figure.Figure,
+        "savefig",
+        lambda self, *args, **kwargs: (figures.append(self), original(self, *args, **kwargs)),
+    )
+    plot_curve(log, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    axes = figures[0].axes[0]
+    assert axes.get_yscale() == "log"
+    assert "words" in axes.get_xlabel() and "perplexity" in axes.get_ylabel()
+    labels = [line.get_label() for line in axes.lines]
+    assert [label.split(" (")[0] for label in labels] == [
+        "forward, training",
+        "forward, validation",
+        "backward, training",
+        "backward, validation",
+    ]
+    assert axes.lines[1].get_xdata().tolist() == [64000, 128000, 192000, 256000]
+
+
+def test_picture_of_an_empty_log(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 0
+
+
+def test_without_matplotlib_the_way_out_is_named(log, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"modeling-elmo\[plot\]"):
+        plot_curve(log, tmp_path / "curve.png")
+
+
+def test_command(log, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "argv", ["reporting", str(log), str(tmp_path / "curve.png")])
+    main()
+    assert capsys.readouterr().out.strip() == terminal_curve(log).strip()
+    assert (tmp_path / "curve.png").is_file()
