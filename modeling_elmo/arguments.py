@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,7 +26,7 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         `ArgumentsError`: an unknown flag, a recipe that cannot be read, or a key in it that is no flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(dataclass_type, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(cast(Any, dataclass_type), description=description, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", help="YAML or JSON file whose keys are the flags below")
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0])

@@ -1,5 +1,6 @@
 """The configuration of an ELMo: every number that shapes its weights or its outputs."""
 
+import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -83,12 +84,12 @@ class ElmoConfig(PreTrainedConfig):
     """
 
     model_type = "elmo"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "hidden_states", "scalar_mix"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["state", "hidden_states", "scalar_mix", "word_losses"]
 
     vocab_size: int = 262
     max_word_length: int = 50
     char_embedding_dim: int = 16
-    cnn_filters: list[list[int]] | tuple[list[int], ...] | None = None
+    cnn_filters: list[list[int]] | tuple[list[int], ...] | None = None  # None: those of the original
     cnn_activation: str = "relu"
     num_highway_layers: int = 2
     use_cnn_projection: bool = True
@@ -115,12 +116,7 @@ class ElmoConfig(PreTrainedConfig):
         if self.cnn_filters is None:
             self.cnn_filters = [[1, 32], [2, 32], [3, 64], [4, 128], [5, 256], [6, 512], [7, 1024]]
         self.cnn_filters = [list(pair) for pair in self.cnn_filters]
-        hidden_size = kwargs.pop("hidden_size", self.hidden_size)
-        if hidden_size != self.hidden_size:
-            raise ValueError(
-                f"hidden_size={hidden_size} contradicts projection_dim={self.projection_dim}: hidden_size is always "
-                f"2 * projection_dim = {self.hidden_size}. Set projection_dim and leave hidden_size out."
-            )
+        self.hidden_size = kwargs.pop("hidden_size", self.hidden_size)  # says so if it contradicts
         kwargs["auto_map"] = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
         super().__post_init__(**kwargs)
 
@@ -129,10 +125,18 @@ class ElmoConfig(PreTrainedConfig):
         """Width of every layer's output: forward and backward side by side."""
         return 2 * self.projection_dim
 
+    @hidden_size.setter
+    def hidden_size(self, value: int):
+        if value != self.hidden_size:
+            raise ValueError(
+                f"hidden_size={value} contradicts projection_dim={self.projection_dim}: hidden_size is always "
+                f"2 * projection_dim = {self.hidden_size}. Set projection_dim and leave hidden_size out."
+            )
+
     @property
     def num_filters(self) -> int:
         """Width of a word between the convolutions and the projection."""
-        return sum(number for _, number in self.cnn_filters)
+        return sum(number for _, number in self.cnn_filters or ())
 
     def validate_elmo(self):
         """Raise a `ValueError` that names the field and what it may be. Runs after every construction."""
@@ -144,6 +148,8 @@ class ElmoConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if self.num_highway_layers < 0:
             raise ValueError(f"num_highway_layers must be 0 or more, not {self.num_highway_layers}")
+        if not math.isfinite(self.forget_bias):
+            raise ValueError(f"forget_bias must be a finite number, not {self.forget_bias}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.max_word_length < 3:

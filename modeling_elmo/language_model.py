@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .lstm import ElmoState, Packing
-from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, pack_texts, unpack
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
 
 IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once: 2**26 float32 are 256 MiB.
@@ -115,7 +115,9 @@ class ElmoForPreTrainingOutput(ModelOutput):
     """Output of `ElmoForPreTraining`.
 
     `loss`: mean of both directions' losses, in nats per predicted word.
-    `forward_loss`, `backward_loss`: each direction's mean; `num_targets`: words predicted by each direction.
+    `forward_loss`, `backward_loss`: each direction's mean; `num_targets`: (2,) words predicted by each direction.
+    `word_losses`: (2, batch, words), forward and backward: at each word the loss of predicting the one read next, 0
+        where nothing is predicted. For scores of sentences.
     `logits`, `backward_logits`: (batch, words, lm_vocab_size), without labels only: at each word, the scores of the
         next and of the previous one.
     `hidden_states`: as in `ElmoModelOutput`. `state`: the LSTM state, to be passed on; `None` for pairs.
@@ -127,6 +129,7 @@ class ElmoForPreTrainingOutput(ModelOutput):
     forward_loss: Tensor | None = None
     backward_loss: Tensor | None = None
     num_targets: Tensor | None = None
+    word_losses: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     state: ElmoState | None = None
 
@@ -225,15 +228,16 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             `ValueError`: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
         """
         elmo = self.elmo
-        inputs, mask = elmo._check_inputs(input_ids, inputs_embeds, attention_mask)
-        packing = pack_texts(mask, token_type_ids)
+        inputs, mask, packing = elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
         is_pair = len(packing.order) > len(mask)
-        if is_pair and state is not None:
-            raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
+        if negatives is not None and self.sampler is None:
+            raise ValueError("negatives were given, but with so small a vocabulary the full softmax is used")
         lanes = reversed_input_ids is not None
+        if lanes and is_pair:
+            raise ValueError("lanes have no token_type_ids: each lane is one endless text")
         if lanes != (next_labels is not None):
             raise ValueError("reversed_input_ids, next_labels and previous_labels go together; labels are for texts")
-        if lanes:
+        if reversed_input_ids is not None:
             elmo.check_ids(reversed_input_ids)
             reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
 
@@ -242,10 +246,13 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         output = ElmoForPreTrainingOutput()  # its fields are set in their order, which is that of a tuple of them
         targets = self._targets(packing, mask, labels, next_labels, previous_labels)
         if targets is not None:
-            losses = [self._loss(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
-            output.loss = (losses[0] + losses[1]) / 2
-            output.forward_loss, output.backward_loss = losses
-            output.num_targets = (targets[0] != IGNORE_INDEX).sum()
+            losses = [self._losses(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
+            num_targets = torch.stack([(side != IGNORE_INDEX).sum() for side in targets])  # (2,)
+            means = [side.sum() / count.clamp(min=1) for side, count in zip(losses, num_targets, strict=True)]
+            output.loss = (means[0] + means[1]) / 2
+            output.forward_loss, output.backward_loss = means
+            output.num_targets = num_targets
+            output.word_losses = self._unpack_losses(losses, packing, mask, lanes)
         else:
             both = unpack(top, packing, mask.numel()).unflatten(0, mask.shape)  # (batch, words, hidden_size)
             output.logits, output.backward_logits = (self.lm_head(side) for side in both.chunk(2, dim=-1))
@@ -293,13 +300,23 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             )
         return tensor
 
-    def _loss(self, hidden: Tensor, targets: Tensor, negatives: Negatives | None) -> Tensor:
-        """Mean loss of one direction: (packed, projection_dim), (packed,) -> (). 0 where nothing is predicted."""
+    def _losses(self, hidden: Tensor, targets: Tensor, negatives: Negatives | None) -> Tensor:
+        """Loss of each word of one direction, 0 where nothing is predicted: (packed, dim), (packed,) -> (packed,)."""
         is_target = targets != IGNORE_INDEX
         hidden, targets = hidden[is_target], targets[is_target]
         weight, bias = self.lm_head.weight, self.lm_head.bias
         if self.sampler is not None and (negatives is not None or self.training):
-            losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives or self.sampler.draw(), self.sampler)
+            negatives = negatives or self.sampler.draw()
+            losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler)
         else:
             losses = full_softmax_loss(hidden, targets, weight, bias)
-        return losses.sum() / max(len(losses), 1)
+        return losses.new_zeros(is_target.shape).masked_scatter(is_target, losses)
+
+    @staticmethod
+    def _unpack_losses(losses: list[Tensor], packing: Packing, mask: Tensor, lanes: bool) -> Tensor:
+        """Two times (packed,) -> (2, batch, words): each loss at the word behind which the prediction was made."""
+        places = packing.forward_index, packing.forward_index if lanes else packing.backward_index
+        sides = [
+            side.new_zeros(mask.numel()).index_copy(0, place, side) for side, place in zip(losses, places, strict=True)
+        ]
+        return torch.stack(sides).unflatten(1, mask.shape)

@@ -69,6 +69,12 @@ class ElmoPreTrainedModel(PreTrainedModel):
         # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.
         super()._initialize_weights(module)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        if not self.config.cnn_filters:  # a table of words, whose size has a name of its own
+            self.config.word_vocab_size = embedding.num_embeddings
+        return embedding
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, ElmoWordEncoder):
@@ -79,8 +85,8 @@ class ElmoPreTrainedModel(PreTrainedModel):
                 init.constant_(linear.bias, bias)
         elif isinstance(module, ElmoLstmLayer):
             # Glorot bounds of the original's joint (input + projection, gates) kernel.
-            gates, projection_dim, dim = module.weight_ih.shape[1], *module.weight_hr.shape[1:]
-            bound = math.sqrt(6 / (2 * projection_dim + gates))
+            _, projection_dim, dim = module.weight_hr.shape
+            bound = math.sqrt(6 / (2 * projection_dim + 4 * dim))
             init.uniform_(module.weight_ih, -bound, bound)
             init.uniform_(module.weight_hh, -bound, bound)
             bound = math.sqrt(6 / (projection_dim + dim))
@@ -135,7 +141,7 @@ class ElmoModel(ElmoPreTrainedModel):
         encoder = self.word_encoder
         return encoder.char_embedding if encoder.has_characters else encoder.word_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Module):
         name = "char_embedding" if self.word_encoder.has_characters else "word_embedding"
         setattr(self.word_encoder, name, value)
 
@@ -169,20 +175,15 @@ class ElmoModel(ElmoPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        inputs, attention_mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
-        batch, words = attention_mask.shape
-        packing = pack_texts(attention_mask, token_type_ids)
-        is_pair = len(packing.order) > batch
-        if is_pair and state is not None:
-            raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
-
+        inputs, mask, packing = self.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
+        batch, words = mask.shape
         layers, state = self.encode(inputs.flatten(0, 1), packing, state)
         hidden_states = [unpack(layer, packing, batch * words).unflatten(0, (batch, words)) for layer in layers]
         return ElmoModelOutput(
             last_hidden_state=hidden_states[-1],
             scalar_mix=self.scalar_mix(hidden_states) if self.scalar_mix is not None else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            state=None if is_pair else state,
+            state=state if len(packing.order) == batch else None,
         )
 
     def encode(
@@ -240,13 +241,33 @@ class ElmoModel(ElmoPreTrainedModel):
                     "make them with this model's ElmoTokenizer"
                 )
 
+    def prepare(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        state: ElmoState | None,
+    ) -> tuple[Tensor, Tensor, Packing]:
+        """Check the arguments of `forward`.
+
+        Returns:
+            The ids or vectors (batch, words, ...), the mask (batch, words) bool, and the packing, which has a row for
+            each text: more rows than the batch if there are pairs.
+        """
+        inputs, mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
+        packing = pack_texts(mask, token_type_ids)
+        if state is not None and len(packing.order) > len(mask):
+            raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
+        return inputs, mask, packing
+
     def _check_inputs(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The ids or vectors, and the mask, as tensors whose shapes fit each other."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
-        if input_ids is not None:
+        if inputs_embeds is None:
+            assert input_ids is not None
             self.check_ids(input_ids)
             inputs = input_ids.long()
             default_mask = inputs.flatten(2).any(2) if inputs.dim() == 3 else inputs > 0

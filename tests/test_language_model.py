@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
 from modeling_elmo import language_model as module
 from modeling_elmo.language_model import LogUniformSampler, Negatives, full_softmax_loss, sampled_softmax_loss
+from modeling_elmo.modeling_elmo import pack_texts, unpack
 
 VOCAB = TINY["lm_vocab_size"]
 
@@ -228,7 +229,10 @@ def test_losses_of_texts(share_ignored):
     output = model(ids, mask, labels=labels)
     rows = [row[: len(text)] for row, text in zip(labels, texts, strict=True)]
     assert_losses(output, *slow_losses(model, texts, rows))
-    assert output.num_targets == sum((row[1:] != -100).sum() for row in rows)
+    assert output.num_targets.tolist() == [
+        sum(int((row[1:] != -100).sum()) for row in rows),
+        sum(int((row[:-1] != -100).sum()) for row in rows),
+    ]
     assert output.logits is None and output.hidden_states is None
     assert_losses(model(ids, labels=labels), output.forward_loss, output.backward_loss)
     # What stands behind a text is no label of it.
@@ -262,7 +266,7 @@ def test_lanes_of_a_text_and_its_reverse_are_that_text():
         previous_labels=torch.cat([labels.flip(1)[:, 1:], end], dim=1),
     )
     assert_losses(lanes, text.forward_loss, text.backward_loss)
-    assert lanes.num_targets == text.num_targets
+    assert lanes.num_targets.tolist() == text.num_targets.tolist()
     for one, other in zip(lanes.state, text.state, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -296,7 +300,7 @@ def test_logits_without_labels():
     ahead, behind = body.last_hidden_state.chunk(2, dim=-1)
     torch.testing.assert_close(output.logits, ahead @ model.lm_head.weight.T + model.lm_head.bias)
     torch.testing.assert_close(output.backward_logits, behind @ model.lm_head.weight.T + model.lm_head.bias)
-    assert len(model(ids, labels=make_labels(mask), return_dict=False)) == 5
+    assert len(model(ids, labels=make_labels(mask), return_dict=False)) == 6
     assert len(model(ids, return_dict=False)) == 3
 
 
@@ -338,10 +342,10 @@ def test_dropout_before_the_softmax():
     torch.manual_seed(4)
     dropped = model(ids, mask).logits
     with torch.no_grad():
-        layers, _ = model.elmo.encode(ids.flatten(0, 1), module.pack_texts(mask.bool()))
+        layers, _ = model.elmo.encode(ids.flatten(0, 1), pack_texts(mask.bool()))
         torch.manual_seed(4)
         top = F.dropout(layers[-1], 0.5)
-        both = module.unpack(top, module.pack_texts(mask.bool()), 14).view(2, 7, 12)
+        both = unpack(top, pack_texts(mask.bool()), 14).view(2, 7, 12)
     torch.testing.assert_close(dropped, model.lm_head(both[..., :6]))
     assert not torch.allclose(dropped, expected, atol=1e-3)
 
@@ -396,7 +400,7 @@ def test_no_targets_no_loss(training, words):
     model = make_lm().train(training)
     ids, mask = pad(make_texts(model, [words, words]), words)
     output = model(ids, mask, labels=torch.full(mask.shape, -100 if words > 1 else 3))
-    assert output.loss == output.forward_loss == output.backward_loss == output.num_targets == 0
+    assert output.loss == output.forward_loss == output.backward_loss == output.num_targets.sum() == 0
     output.loss.backward()
     assert all(parameter.grad is None or parameter.grad.eq(0).all() for parameter in model.parameters())
     assert model(ids[:0], mask[:0], labels=mask[:0]).loss == 0
@@ -454,3 +458,37 @@ def test_a_vocabulary_is_needed():
     with pytest.raises(ValueError, match=r"needs config\.lm_vocab_size, the number"):
         ElmoForPreTraining(ElmoConfig(**{**TINY, "lm_vocab_size": None}))
     ElmoModel(ElmoConfig(**{**TINY, "lm_vocab_size": None}))
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_word_losses_stand_at_the_words_that_predict(is_pair):
+    model = make_lm(num_negative_samples=VOCAB).eval()
+    ids, mask = pad(make_texts(model, [5, 7]))
+    types = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1]]) if is_pair else None
+    labels = make_labels(mask, 0.2)
+    output = model(ids, mask, types, labels=labels)
+    logits = model(ids, mask, types)
+    for row, length in enumerate([5, 7]):
+        for word in range(7):
+            for side, scores, other in ((0, logits.logits, word + 1), (1, logits.backward_logits, word - 1)):
+                same_text = 0 <= other < length and word < length
+                same_text = same_text and (types is None or types[row, word] == types[row, other])
+                loss = output.word_losses[side, row, word]
+                if same_text and labels[row, other] != -100:
+                    torch.testing.assert_close(loss, F.cross_entropy(scores[row, word], labels[row, other]))
+                else:
+                    assert loss == 0
+    means = output.word_losses.sum((1, 2)) / output.num_targets
+    torch.testing.assert_close(means, torch.stack([output.forward_loss, output.backward_loss]))
+
+
+def test_arguments_that_contradict_each_other():
+    model = make_lm(num_negative_samples=VOCAB)
+    ids, mask = pad(make_texts(model, [4, 4]))
+    labels = make_labels(mask)
+    draw = LogUniformSampler(VOCAB, 4).draw()
+    with pytest.raises(ValueError, match="the full softmax is used"):
+        model(ids, mask, labels=labels, negatives=(draw, draw))
+    with pytest.raises(ValueError, match="lanes have no token_type_ids"):
+        types = torch.tensor([[0, 0, 1, 1]] * 2)
+        model(ids, mask, types, reversed_input_ids=ids, next_labels=labels, previous_labels=labels)

@@ -167,6 +167,7 @@ def test_pairs_are_two_texts():
     firsts, seconds = make_texts(model, [3, 1, 4, 0]), make_texts(model, [2, 6, 0, 3])
     ids, mask = pad([torch.cat(pair) for pair in zip(firsts, seconds, strict=True)])
     types = pad([torch.tensor([0] * len(a) + [1] * len(b)) for a, b in zip(firsts, seconds, strict=True)])[0]
+    types = torch.where(mask, types, 1)  # what is behind the texts does not count
     output = model(ids, mask, token_type_ids=types, output_hidden_states=True)
     assert output.state is None
     for row, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
@@ -474,3 +475,19 @@ def test_bad_input(inputs, message):
 def test_bad_input_of_a_word_table(inputs, message):
     with pytest.raises(ValueError, match=message):
         make_model(**TABLE)(**inputs)
+
+
+def test_a_resized_word_table_can_be_saved_and_loaded(tmp_path):
+    model = make_model(cnn_filters=[], word_vocab_size=20)
+    model.resize_token_embeddings(25)
+    assert model.config.word_vocab_size == 25
+    model.save_pretrained(tmp_path)
+    assert_close(
+        ElmoModel.from_pretrained(tmp_path).word_encoder.word_embedding.weight, model.word_encoder.word_embedding.weight
+    )
+
+
+def test_a_hidden_size_that_contradicts_is_refused_when_loading(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="always 2 \\* projection_dim"):
+        ElmoModel.from_pretrained(tmp_path, hidden_size=100)
