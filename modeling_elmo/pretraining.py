@@ -79,11 +79,14 @@ def read_text(args: PretrainingArguments, progress: bool) -> Text:
     Raises:
         `DataError`, `ArgumentsError`: files, data sets, tokenizers or vocabularies that cannot be used.
     """
-    tokenizer = ElmoTokenizer(vocab_file=args.vocab_file)
-    if args.tokenizer_name is not None:
-        if args.vocab_file is not None:
-            raise ArgumentsError("give either vocab_file or tokenizer_name: the tokenizer has a vocabulary of its own")
-        tokenizer = ElmoTokenizer.from_pretrained(args.tokenizer_name)
+    if args.tokenizer_name is not None and args.vocab_file is not None:
+        raise ArgumentsError("give either vocab_file or tokenizer_name: the tokenizer has a vocabulary of its own")
+    try:
+        tokenizer = ElmoTokenizer(vocab_file=args.vocab_file)
+        if args.tokenizer_name is not None:
+            tokenizer = ElmoTokenizer.from_pretrained(args.tokenizer_name)
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"no vocabulary could be read: {error}") from error
     split_words = str.split if args.pre_tokenized else tokenizer.split_words
 
     def read(files: list[str]) -> Corpus:
@@ -122,7 +125,7 @@ def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
         values = {**config.to_dict(), "lm_vocab_size": lm_vocab_size}
         return ElmoConfig.from_dict(values)
     except Exception as error:  # JSON, strict-dataclass and override errors have no common class
-        raise ArgumentsError(f"configuration {args.config_name!r}: {error}") from error
+        raise ArgumentsError(f"configuration {args.config_name!r}: {str(error).splitlines()[-1].strip()}") from error
 
 
 def seed_of(*numbers: int) -> int:
@@ -231,8 +234,9 @@ class Pretrainer:
         self.config = model.config
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(args, model))
         warmup = math.ceil(args.warmup_steps * (self.max_steps if args.warmup_steps < 1 else 1))
-        optimizer = self.optimizer.optimizer
-        self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, self.max_steps)
+        schedule = args.lr_scheduler_type
+        schedule = "constant_with_warmup" if schedule == "constant" and warmup else schedule
+        self.scheduler = get_scheduler(schedule, self.optimizer.optimizer, warmup, self.max_steps)
         self.state: ElmoState | None = None
         self.step = 0
         self.generator = torch.Generator()
@@ -341,31 +345,15 @@ class Pretrainer:
 
     def train(self) -> dict[str, float]:
         """Train to the last step, write the finished folder, and return the last evaluation."""
-        args = self.args
         if self.checkpoint is not None:
             self.resume()
         self.model.train()
-        bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=not self.is_main, mininterval=1)
-        losses, logged_at, started = torch.zeros(2, device=self.accelerator.device), self.step, time.monotonic()
-        while self.step < self.max_steps:
-            learning_rate = self.scheduler.get_last_lr()[0]
-            step_losses, norm = self.optimizer_step()
-            losses += step_losses
-            bar.update()
-            is_last = self.step == self.max_steps
-            if self.step % args.logging_steps == 0 or is_last:
-                seconds = time.monotonic() - started
-                self.log_training(losses / (self.step - logged_at), norm, learning_rate, seconds, logged_at, bar)
-                losses, logged_at, started = torch.zeros_like(losses), self.step, time.monotonic()
-            pause = time.monotonic()
-            if is_last or (args.eval_steps and self.step % args.eval_steps == 0):
-                self.evaluate(bar)
-            if args.save_steps and (is_last or self.step % args.save_steps == 0):
-                self.save()
-            started += time.monotonic() - pause  # words/s is the speed of training alone
-        bar.close()
-        if not self.last_evaluation:
-            self.evaluate(bar)
+        with tqdm(
+            total=self.max_steps, initial=self.step, desc="training", disable=not self.is_main, mininterval=1
+        ) as self.bar:
+            self._train_to_the_end()
+            if not self.last_evaluation:  # resumed behind the last step
+                self.evaluate()
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.write_finished_folder()
@@ -373,7 +361,27 @@ class Pretrainer:
         self.accelerator.end_training()
         return self.last_evaluation
 
-    def log_training(self, losses: Tensor, norm: Tensor, learning_rate: float, seconds: float, since: int, bar: tqdm):
+    def _train_to_the_end(self):
+        args = self.args
+        losses, logged_at, started = torch.zeros(2, device=self.accelerator.device), self.step, time.monotonic()
+        while self.step < self.max_steps:
+            learning_rate = self.scheduler.get_last_lr()[0]
+            step_losses, norm = self.optimizer_step()
+            losses += step_losses
+            self.bar.update()
+            is_last = self.step == self.max_steps
+            if self.step % args.logging_steps == 0 or is_last:
+                seconds = time.monotonic() - started
+                self.log_training(losses / (self.step - logged_at), norm, learning_rate, seconds, logged_at)
+                losses, logged_at, started = torch.zeros_like(losses), self.step, time.monotonic()
+            pause = time.monotonic()
+            if is_last or (args.eval_steps and self.step % args.eval_steps == 0):
+                self.evaluate()
+            if args.save_steps and (is_last or self.step % args.save_steps == 0):
+                self.save()
+            started += time.monotonic() - pause  # words/s is the speed of training alone
+
+    def log_training(self, losses: Tensor, norm: Tensor, learning_rate: float, seconds: float, since: int):
         """One line of the log: means over the steps since the last one, over all processes."""
         forward, backward = self.accelerator.reduce(losses, "mean").tolist()
         if not (math.isfinite(forward) and math.isfinite(backward)):
@@ -390,9 +398,9 @@ class Pretrainer:
             grad_norm=float(norm),
             words_per_second=speed,
         )
-        self.show(bar, words=f"{speed:,.0f}/s", fw=math.exp(forward), bw=math.exp(backward))
+        self.show(words=f"{speed:,.0f}/s", fw=math.exp(forward), bw=math.exp(backward))
 
-    def evaluate(self, bar: tqdm):
+    def evaluate(self):
         """Perplexity of the validation text, into the log and onto the progress bar."""
         args = self.args
         values = evaluate(
@@ -400,12 +408,12 @@ class Pretrainer:
         )
         self.last_evaluation = values
         self.log(**values)
-        self.show(bar, val_fw=values["eval_forward_perplexity"], val_bw=values["eval_backward_perplexity"])
+        self.show(val_fw=values["eval_forward_perplexity"], val_bw=values["eval_backward_perplexity"])
 
-    def show(self, bar: tqdm, **values: float | str):
+    def show(self, **values: float | str):
         """Set values of the progress bar's end; the others stay."""
         self.shown |= {name: value if isinstance(value, str) else f"{value:.1f}" for name, value in values.items()}
-        bar.set_postfix(self.shown)
+        self.bar.set_postfix(self.shown)
 
     def log(self, **values: float):
         """Append a line to the log."""
