@@ -170,14 +170,13 @@ def test_two_processes_train_as_one_with_twice_the_lanes(folder, tmp_path):
     logs = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"] if processes == 2 else []
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"] if launcher else []
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if processes == 2 else []
         argv = flags(
             folder, output, config_overrides="dropout=0.0", per_device_train_batch_size=8 // processes, max_steps=6
         )
         done = subprocess.run(
             [sys.executable, *launcher, str(ROOT / "train.py"), *argv],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
             capture_output=True,
             text=True,
         )
