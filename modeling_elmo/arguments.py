@@ -123,6 +123,9 @@ class PretrainingArguments:
     # Batches
     per_device_train_batch_size: int = _flag(128, "lanes of each process")
     unroll_steps: int = _flag(20, "words of each lane in a batch: how far back-propagation reaches")
+    state_reset_probability: float = _flag(
+        0.0, "chance of each lane in each batch to start from the zero state, in which texts are encoded later on"
+    )
     gradient_accumulation_steps: int = _flag(1, "batches that make one optimizer step")
     num_train_epochs: float = _flag(10.0, "passes over the text, unless max_steps is given")
     max_steps: int = _flag(-1, "optimizer steps; -1: as num_train_epochs says")
@@ -171,6 +174,8 @@ class PretrainingArguments:
         for name in ("learning_rate", "num_train_epochs", "initial_accumulator_value"):
             if not getattr(self, name) > 0:
                 raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if not 0 <= self.state_reset_probability <= 1:
+            raise ArgumentsError(f"state_reset_probability must be in [0, 1], not {self.state_reset_probability}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ArgumentsError(f"max_steps must be 1 or more, or -1 for num_train_epochs, not {self.max_steps}")
         if bool(self.train_file) == (self.dataset_name is not None):

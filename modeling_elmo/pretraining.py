@@ -317,6 +317,7 @@ class Pretrainer:
         first = accelerator.process_index * lanes
         window = self.lanes.window(index * args.unroll_steps, args.unroll_steps, slice(first, first + lanes))
         batch = to_device(self.table.batch(window), accelerator.device)
+        self.reset_lanes(index, slice(first, first + lanes))
         negatives = None
         if (sampler := accelerator.unwrap_model(self.model).sampler) is not None:
             self.generator.manual_seed(seed_of(args.seed, index))
@@ -326,6 +327,16 @@ class Pretrainer:
         self.state = ElmoState(*(tensor.detach() for tensor in output.state))
         accelerator.backward(output.loss * (args.unroll_steps if args.scale_loss_by_unroll_steps else 1))
         return torch.stack([output.forward_loss, output.backward_loss]).detach()
+
+    def reset_lanes(self, index: int, mine: slice):
+        """Set the state of some lanes to zero, as the batch's number decides."""
+        probability = self.args.state_reset_probability
+        if self.state is None or not probability:
+            return
+        self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
+        chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[mine] < probability  # (lanes,)
+        chosen = chosen.to(self.accelerator.device)[:, None]
+        self.state = ElmoState(*(tensor.masked_fill(chosen, 0) for tensor in self.state))
 
     def optimizer_step(self) -> tuple[Tensor, Tensor]:
         """One step of the optimizer; returns the mean losses (2,) and the gradient's norm before clipping ()."""

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
+from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError, checkpoints_of, find_checkpoint
 from modeling_elmo.data import Corpus
 from modeling_elmo.pretraining import Pretrainer, evaluate, seed_of
@@ -141,6 +142,7 @@ def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, r
 @pytest.mark.parametrize("optim", ["adagrad", "adamw"])
 def test_an_interrupted_run_ends_as_one_that_was_not(run, folder, tmp_path, optim):
     recipe = {"optim": optim, "learning_rate": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": 2, "save_steps": 3}
+    recipe["state_reset_probability"] = 0.2
     if optim == "adamw":
         recipe["gradient_accumulation_steps"] = 2
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -284,8 +286,6 @@ def test_seeds_differ_by_every_number():
 
 
 def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_direction_never(folder, tmp_path):
-    from modeling_elmo.arguments import PretrainingArguments, parse_arguments
-
     args = parse_arguments(PretrainingArguments, flags(folder, tmp_path / "out"))
     trainer = Pretrainer(args)
     draws = []
@@ -294,3 +294,17 @@ def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_dir
     trainer.optimizer_step()
     trainer.optimizer_step()
     assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 4
+
+
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.3, 10, 60), (1.0, 144, 144)])
+def test_lanes_are_reset_as_often_as_asked(folder, tmp_path, probability, least, most):
+    argv = flags(folder, tmp_path / "out", state_reset_probability=probability, per_device_train_batch_size=16)
+    trainer = Pretrainer(parse_arguments(PretrainingArguments, argv))
+    states = []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda *a, state, **k: states.append(state) or forward(*a, state=state, **k)
+    for _ in range(10):
+        trainer.optimizer_step()
+    assert states[0] is None
+    is_zero = [~state.cell.any(-1).any(0).any(0) & ~state.hidden.any(-1).any(0).any(0) for state in states[1:]]
+    assert least <= int(torch.stack(is_zero).sum()) <= most  # of 9 batches with 16 lanes each
