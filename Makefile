@@ -24,8 +24,9 @@ demo: venv
 	$(BIN)/python -m modeling_elmo.reporting $(DEMO)/model/log.jsonl
 	$(BIN)/python examples/demo_words.py $(DEMO)/model $(DEMO)/text/validation.txt
 
+# Two processes of one thread each: tiny models gain nothing from more threads.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # transformers' own common model tests, from its source distribution (needs the package index once).
 test-hf: venv

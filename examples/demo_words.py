@@ -36,13 +36,17 @@ USES = {
         ("We must not [call] this method .", "You should [call] the function with no arguments ."),
         ("The function [call] returns a string .", "The arguments of the [call] are in a list ."),
     ),
-    "right": (
-        ("Return the [right] side of the window .", "The text is aligned to the [right] ."),
-        ("This is not the [right] thing to do .", "Make sure that it is the [right] type ."),
-    ),
     "left": (
         ("Return the [left] side of the window .", "The text is aligned to the [left] ."),
         ("All other values are [left] unchanged .", "The file is [left] open ."),
+    ),
+    "handle": (
+        ("The method can [handle] this exception .", "The server does not [handle] the request ."),
+        ("Close the [handle] of the process .", "Return the [handle] of the file ."),
+    ),
+    "test": (
+        ("Run the [test] again .", "The result of the [test] is printed ."),
+        ("This method is used to [test] the value .", "You can [test] whether the file is open ."),
     ),
     "point": (
         ("It is a floating [point] number .", "Return a floating [point] value ."),
