@@ -24,10 +24,6 @@ USES = {
         ("The result is a [set] of strings .", "Return a new [set] with the elements of both ."),
         ("This function is used to [set] the name of the file .", "You can [set] the value of this option ."),
     ),
-    "order": (
-        ("This must be called in [order] to close the file .", "They are read in [order] to find the name ."),
-        ("The items are returned in sorted [order] .", "The keys are in the same [order] as the values ."),
-    ),
     "match": (
         ("The type of the value does not [match] .", "The names must [match] the pattern ."),
         ("Return the first [match] of the pattern .", "If there is a [match] , the group is returned ."),
@@ -53,6 +49,7 @@ USES = {
         ("At this [point] the file is closed .", "It is not known at that [point] ."),
     ),
 }
+SHOWN_IN_TEXT = ("set", "match", "handle")  # those of them whose nearest occurrences are printed
 MISSPELT = {
     "exeption": "exception",
     "funtion": "function",
@@ -168,17 +165,16 @@ def same_word_in_two_contexts(embedder: Embedder, uses: dict):
 def misspelt_words(embedder: Embedder, misspelt: dict[str, str]):
     """Print, for a misspelt word, how near the right one is among all words of the vocabulary."""
     vocabulary = [word for word in embedder.tokenizer.lm_vocab if word.isalpha() and len(word) > 2]
+    misspelt = {wrong: right for wrong, right in misspelt.items() if wrong not in vocabulary and right in vocabulary}
     vectors = embedder.alone([*vocabulary, *misspelt])
-    known, wrong = vectors[: len(vocabulary)], vectors[len(vocabulary) :]
+    known, unknown = vectors[: len(vocabulary)], vectors[len(vocabulary) :]
     print(f"  {'misspelt':<14}{'meant':<14}{'cosine':>6}{f'rank of {len(vocabulary):,}':>16}   nearest words")
-    for (word, right), vector in zip(misspelt.items(), wrong, strict=True):
+    for (wrong, right), vector in zip(misspelt.items(), unknown, strict=True):
         similarity = cosine_similarity(vector, known, dim=1)  # (vocabulary,)
-        nearest = ", ".join(vocabulary[index] for index in similarity.topk(3).indices)
-        if right not in vocabulary:
-            print(f"  {word:<14}{right:<14}{'-':>6}{'not in it':>16}   {nearest}")
-            continue
         value = similarity[vocabulary.index(right)]
-        print(f"  {word:<14}{right:<14}{value:>6.2f}{int((similarity > value).sum()) + 1:>16}   {nearest}")
+        rank = int((similarity > value).sum()) + 1
+        nearest = ", ".join(vocabulary[index] for index in similarity.topk(min(3, len(vocabulary))).indices)
+        print(f"  {wrong:<14}{right:<14}{value:>6.2f}{rank:>16}   {nearest}")
 
 
 def main():
@@ -197,10 +193,10 @@ def main():
     print(f"{len(text.places):,} words of {len(text.sentences):,} sentences read")
 
     print("\nNearest by context: a word in a sentence, and its nearest occurrences in the text")
-    nearest_by_context(embedder, text, (group[0] for word in list(USES)[:3] for group in USES[word]))
+    nearest_by_context(embedder, text, (group[0] for word in SHOWN_IN_TEXT for group in USES[word]))
     print("\nThe same word in two contexts: cosine between two sentences of one use, and across two uses\n")
     same_word_in_two_contexts(embedder, USES)
-    print("\nMisspelt words, which the model has never seen: their characters lead to the right one\n")
+    print("\nMisspelt words, not in the vocabulary: their characters lead to the right one, before any context\n")
     misspelt_words(embedder, MISSPELT)
 
 

@@ -154,7 +154,7 @@ def test_word_in_context():
 def folder(tmp_path_factory):
     """A random model with a vocabulary of three words that are meant by misspelt ones."""
     path = tmp_path_factory.mktemp("model")
-    words = ["function", "argument", "exception", "set", "order", "match", "a", "the", "of"]
+    words = ["function", "argument", "exception", "set", "handle", "match", "a", "the", "of"]
     tokenizer = ElmoTokenizer().train_new_from_iterator([words], is_split_into_words=True)
     config = ElmoConfig(
         char_embedding_dim=4,
@@ -172,7 +172,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_words_are_shown_by_remote_code_alone(folder, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("Return a set of strings.\nThe order of the set is not known.\nThey match the order.\n" * 3)
+    text.write_text("Return a set of strings.\nThe handle of the set is not known.\nThey match the handle.\n" * 3)
     # The package cannot be imported: what loads the model is the code in its folder.
     script = str(EXAMPLES / "demo_words.py")
     code = "import runpy, sys; sys.modules['modeling_elmo'] = None; sys.argv = sys.argv[1:]; "
@@ -183,12 +183,12 @@ def test_words_are_shown_by_remote_code_alone(folder, tmp_path):
     assert run.returncode == 0, run.stderr
     out = run.stdout
     assert "ElmoModel" in out and "9 sentences" in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 100
     neighbours = re.findall(r"^ +(-?\d\.\d\d) .*\[(\w+)\]", out, re.MULTILINE)
-    assert {word for _, word in neighbours} == {"set", "order", "match"}
+    assert {word for _, word in neighbours} == set(demo_words.SHOWN_IN_TEXT)
     assert all(-1 <= float(value) <= 1 for value, _ in neighbours)
     uses = re.findall(r"^  (\w+)((?: +-?\d\.\d\d){3})$", out, re.MULTILINE)
     assert [word for word, _ in uses] == list(demo_words.USES)
-    ranks = dict(re.findall(r"^  (\w+) +\w+ +(?:-|-?\d\.\d\d) +(\d+|not in it)  ", out, re.MULTILINE))
-    assert list(ranks) == list(demo_words.MISSPELT)
-    assert ranks["seperator"] == "not in it" and 1 <= int(ranks["funtion"]) <= 8
+    ranks = dict(re.findall(r"^  (\w+) +\w+ +-?\d\.\d\d +(\d+)  ", out, re.MULTILINE))
+    assert list(ranks) == ["exeption", "funtion", "arguement"], "those whose right word is in the vocabulary"
+    assert all(1 <= int(rank) <= 8 for rank in ranks.values())
