@@ -22,7 +22,7 @@ demo: venv
 	$(BIN)/python train.py configs/recipes/demo.yaml --train_file $(DEMO)/text/train.txt \
 		--validation_file $(DEMO)/text/validation.txt --output_dir $(DEMO)/model --overwrite_output_dir
 	$(BIN)/python -m modeling_elmo.reporting $(DEMO)/model/log.jsonl
-	$(BIN)/python examples/demo_words.py $(DEMO)/model $(DEMO)/text/validation.txt
+	$(BIN)/python examples/demo_words.py $(DEMO)/model $(DEMO)/text/train.txt
 
 # Two processes of one thread each: tiny models gain nothing from more threads.
 test: venv
