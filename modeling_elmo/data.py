@@ -8,7 +8,7 @@ import glob
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 FORWARD, BACKWARD = 0, 1
+# How `datasets` calls columns of text.
+TEXT_TYPES = ("string", "large_string")
 
 
 class DataError(ValueError):
@@ -35,7 +37,6 @@ class ReadingReport:
     lines_with_invalid_utf8: int = 0
     invalid_utf8_sequences: int = 0
     control_characters: int = 0
-    files: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.sentences:,} sentences, {self.tokens:,} tokens, {self.types:,} types"
@@ -78,7 +79,6 @@ def read_lines(files: Sequence[str], report: ReadingReport) -> Iterator[str]:
         `DataError`: a .gz file that is damaged.
     """
     for name in files:
-        report.files.append(name)
         opener = gzip.open if name.endswith(".gz") else open
         with opener(name, "rb") as lines:
             try:
@@ -118,9 +118,6 @@ def lines_of_dataset(name: str, config_name: str | None, split: str, text_column
         raise DataError(f"data set {name!r} has no text column {column!r}: set text_column_name to one of {text}")
     for row in dataset.select_columns(column):
         yield from (row[column] or "").split("\n")
-
-
-TEXT_TYPES = ("string", "large_string")
 
 
 @dataclass

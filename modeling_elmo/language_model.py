@@ -315,8 +315,6 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
     @staticmethod
     def _unpack_losses(losses: list[Tensor], packing: Packing, mask: Tensor, lanes: bool) -> Tensor:
         """Two times (packed,) -> (2, batch, words): each loss at the word behind which the prediction was made."""
-        places = packing.forward_index, packing.forward_index if lanes else packing.backward_index
-        sides = [
-            side.new_zeros(mask.numel()).index_copy(0, place, side) for side, place in zip(losses, places, strict=True)
-        ]
-        return torch.stack(sides).unflatten(1, mask.shape)
+        if lanes:  # both streams lie in the order in which they are read
+            packing = packing._replace(backward_index=packing.forward_index)
+        return unpack(torch.stack(losses)[..., None], packing, mask.numel()).T.unflatten(1, mask.shape)

@@ -199,13 +199,12 @@ class Pretrainer:
     """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder."""
 
     def __init__(self, args: PretrainingArguments):
-        precision = args.mixed_precision
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.accelerator = accelerator = Accelerator(
-            mixed_precision=precision,
+            mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
-            # The gradients of the first buckets are on their way while the rest is computed; no parameter is unused.
+            # Gradients are views of what is sent to the other processes: one copy of them less.
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.is_main = accelerator.is_main_process

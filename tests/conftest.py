@@ -37,3 +37,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared")
     return SHARED
+
+
+@pytest.fixture
+def legacy(tmp_path) -> Path:
+    """The folder of a tiny model in the format of AllenNLP; needs h5py."""
+    from legacy_files import write_legacy
+
+    return write_legacy(tmp_path / "legacy")
+
+
+@pytest.fixture
+def dst(tmp_path) -> Path:
+    """Where a conversion may write; nothing is there yet."""
+    return tmp_path / "converted"

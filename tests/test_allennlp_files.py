@@ -34,16 +34,6 @@ from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 
-@pytest.fixture
-def legacy(tmp_path) -> Path:
-    return write_legacy(tmp_path / "legacy")
-
-
-@pytest.fixture
-def dst(tmp_path) -> Path:
-    return tmp_path / "converted"
-
-
 def test_single_layer_as_the_trainer_dumps_it(tmp_path, dst):
     """bilm-tf's trainer has no MultiRNNCell around a single layer, and so its dump has none in the names."""
     options = changed(lstm__n_layers=1)

@@ -1,7 +1,6 @@
 """Layout of legacy weights: each variation against a plain NumPy model and back, and each contradiction refused."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,16 +32,6 @@ SENTENCES = [
     ["日本", "<S>", "—", "x", "y", "z", "a"],
 ]
 CELL = "RNN_0/RNN/MultiRNNCell/Cell0/LSTMCell/"
-
-
-@pytest.fixture
-def legacy(tmp_path) -> Path:
-    return write_legacy(tmp_path / "legacy")
-
-
-@pytest.fixture
-def dst(tmp_path) -> Path:
-    return tmp_path / "converted"
 
 
 VARIATIONS: dict[str, dict[str, Any]] = {

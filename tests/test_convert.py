@@ -28,16 +28,6 @@ from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp, ma
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 
-@pytest.fixture
-def legacy(tmp_path) -> Path:
-    return write_legacy(tmp_path / "legacy")
-
-
-@pytest.fixture
-def dst(tmp_path) -> Path:
-    return tmp_path / "converted"
-
-
 def test_config_of_converted_model(legacy, dst):
     config = convert_from_allennlp(legacy, dst).config
     assert config.cnn_filters == [[1, 4], [2, 3], [4, 6]] and config.num_highway_layers == 2
