@@ -1,17 +1,5 @@
 """The recurrence of ELMo: a stack of projected, clipped LSTM layers in two directions (Sak et al. 2014).
 
-Equations of one step, for each direction and layer, with input x, projected output h and cell c:
-
-    i, f, g, o = split(x W_ih^T + h W_hh^T + b)
-    c' = clip(sigmoid(f + forget_bias) * c + sigmoid(i) * tanh(g), cell_clip)
-    h' = clip((sigmoid(o) * tanh(c')) W_hr^T, proj_clip)
-
-h' goes to the next step as it is; to the next layer it goes with the layer's input added (a skip, from layer 2 on).
-
-`naive_lstm` is these equations as a loop over one text at a time. `ElmoLstm` is what the model runs; it equals the
-reference and does less work: both directions advance in the same products, the input products of many steps are
-hoisted into one, and no step touches a text that has ended.
-
 The layers know nothing of left and right. Each direction is a stream of its own, given in the order in which that
 direction reads it: index 0 of the first dimension is the forward direction, 1 the backward one.
 """
@@ -22,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .lstm_ops import fused_lstm, packed_lstm
 
 
 class ElmoState(NamedTuple):
@@ -70,34 +60,6 @@ def pack(starts: Tensor, lengths: Tensor) -> Packing:
     )
 
 
-def naive_lstm(
-    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
-    *, cell_clip: float | None, proj_clip: float | None, forget_bias: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One layer, one direction, one text: the equations above as a loop. The reference for every faster path.
-
-    Args:
-        inputs: (words, projection_dim) in reading order.
-        weight_ih, weight_hh, bias, weight_hr: (4 * lstm_dim, projection_dim), the same, (4 * lstm_dim,) and
-            (projection_dim, lstm_dim).
-        hidden, cell: (projection_dim,) and (lstm_dim,), the initial state.
-
-    Returns:
-        (words, projection_dim) outputs before the skip, and the final hidden and cell state.
-    """
-    outputs = []
-    for word in inputs:
-        i, f, g, o = (weight_ih @ word + weight_hh @ hidden + bias).chunk(4)  # (lstm_dim,) each
-        cell = torch.sigmoid(f + forget_bias) * cell + torch.sigmoid(i) * torch.tanh(g)
-        if cell_clip is not None:
-            cell = cell.clamp(-cell_clip, cell_clip)
-        hidden = weight_hr @ (torch.sigmoid(o) * torch.tanh(cell))  # (projection_dim,)
-        if proj_clip is not None:
-            hidden = hidden.clamp(-proj_clip, proj_clip)
-        outputs.append(hidden)
-    return torch.stack(outputs) if outputs else inputs, hidden, cell
-
-
 class ElmoLstmLayer(GradientCheckpointingLayer):
     """One layer of both directions. Parameters as in `torch.nn.LSTM` (gates i, f, g, o), stacked over directions."""
 
@@ -126,52 +88,24 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
         Returns:
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
         """
-        weight_ih, weight_hh, weight_hr = self._transposed_weights(inputs)
-        bias = self._bias_with_forget_bias().to(weight_ih.dtype)
-        outputs, ended = [], []
-        first = 0
-        for sizes in self._chunks(batch_sizes):
-            words = inputs[:, first : first + sum(sizes)]  # (2, words of the chunk, projection_dim)
-            first += sum(sizes)
-            from_inputs = torch.baddbmm(bias, words, weight_ih)  # (2, words of the chunk, 4 * lstm_dim)
-            for rows, from_input in zip(sizes, from_inputs.split(sizes, dim=1), strict=True):
-                if rows < hidden.shape[1]:
-                    ended.append((hidden[:, rows:], cell[:, rows:]))
-                    hidden, cell = hidden[:, :rows], cell[:, :rows]
-                gates = torch.baddbmm(from_input, hidden.to(from_input.dtype), weight_hh)  # (2, rows, 4 * lstm_dim)
-                hidden, cell = self._step(gates, cell, weight_hr)
-                outputs.append(hidden)
-        ended.append((hidden, cell))
-        # The longest texts ended last, and rows go by falling length.
-        hidden = torch.cat([rows.to(hidden.dtype) for rows, _ in reversed(ended)], dim=1)
-        cell = torch.cat([rows for _, rows in reversed(ended)], dim=1)
-        return torch.cat(outputs, dim=1) if outputs else inputs, hidden, cell
+        weights = self._weights(inputs)
+        # Compilers and function transforms look into operations of torch, not into a kernel or its backward pass.
+        is_traced = (
+            torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        )
+        return (packed_lstm if is_traced else fused_lstm)(
+            inputs.to(weights[0].dtype), *weights, hidden, cell, batch_sizes,
+            cell_clip=self.cell_clip, proj_clip=self.proj_clip, chunk_size=self.chunk_size,
+        )  # fmt: skip
 
-    def _step(self, gates: Tensor, cell: Tensor, weight_hr: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g, o = gates.to(cell.dtype).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
-        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-        if self.cell_clip is not None:
-            cell = cell.clamp(-self.cell_clip, self.cell_clip)
-        output = (torch.sigmoid(o) * torch.tanh(cell)).to(weight_hr.dtype)
-        hidden = torch.bmm(output, weight_hr)  # (2, rows, projection_dim)
-        if self.proj_clip is not None:
-            hidden = hidden.clamp(-self.proj_clip, self.proj_clip)
-        return hidden, cell
-
-    def _bias_with_forget_bias(self) -> Tensor:
+    def _weights(self, inputs: Tensor) -> list[Tensor]:
+        """W_ih, W_hh, the bias with the forget bias, W_hr. Under autocast they are cast here once, not in each step."""
         offsets = self.bias.new_tensor([0.0, self.forget_bias, 0.0, 0.0])[:, None]  # (4, 1): i, f, g, o
-        return (self.bias.unflatten(1, (4, -1)) + offsets).flatten(1)[:, None]  # (2, 1, 4 * lstm_dim)
-
-    def _transposed_weights(self, inputs: Tensor) -> list[Tensor]:
-        """Weights as right factors. Under autocast they are cast here once, not anew in each step."""
+        bias = (self.bias.unflatten(1, (4, -1)) + offsets).flatten(1)  # (2, 4 * lstm_dim)
         dtype, device = self.weight_ih.dtype, inputs.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return [weight.to(dtype).transpose(1, 2) for weight in (self.weight_ih, self.weight_hh, self.weight_hr)]
-
-    def _chunks(self, batch_sizes: list[int]):
-        size = self.chunk_size or max(len(batch_sizes), 1)
-        return (batch_sizes[first : first + size] for first in range(0, len(batch_sizes), size))
+        return [weight.to(dtype) for weight in (self.weight_ih, self.weight_hh, bias, self.weight_hr)]
 
 
 class ElmoLstm(nn.Module):

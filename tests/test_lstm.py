@@ -1,4 +1,4 @@
-"""The recurrence: the reference against the equations and torch, and `ElmoLstm` against the reference."""
+"""The recurrence: the reference against the equations and torch, and all faster paths against the reference."""
 
 import math
 
@@ -8,10 +8,12 @@ from conftest import TINY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling_elmo import ElmoConfig, ElmoState
-from modeling_elmo.lstm import ElmoLstm, Packing, naive_lstm, pack
+from modeling_elmo import ElmoConfig, ElmoState, cpu_kernels
+from modeling_elmo import lstm as lstm_module
+from modeling_elmo.lstm import ElmoLstm, Packing, pack
+from modeling_elmo.lstm_ops import fused_lstm, naive_lstm, packed_lstm
 
-TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
+TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 2e-6}}
 LENGTHS = {
     "mixed": [3, 7, 0, 5, 1],
     "equal": [4, 4, 4],
@@ -185,9 +187,29 @@ VARIANTS = {
 }
 
 
+def choose_path(monkeypatch, path: str):
+    """Let `ElmoLstm` run one of its paths: "packed", or "fused" with the cell by torch or by the compiled kernel."""
+    if path == "packed":
+        monkeypatch.setattr(lstm_module, "fused_lstm", packed_lstm)
+    elif path == "fused, torch":
+        monkeypatch.setattr("modeling_elmo.lstm_ops.cell_kernels", lambda dtype: None)
+    else:
+        assert cpu_kernels.cell_kernels(torch.float32) is not None, "these tests need a C compiler"
+
+
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_lstm_equals_the_reference(dtype, variant):
+@pytest.mark.parametrize(
+    ("dtype", "path"),
+    [
+        (torch.float64, "packed"),
+        (torch.float64, "fused, torch"),
+        (torch.float32, "fused, torch"),
+        (torch.float32, "fused, kernel"),
+    ],
+    ids=str,
+)
+def test_lstm_equals_the_reference(dtype, path, variant, monkeypatch):
+    choose_path(monkeypatch, path)
     # With std=0.7, float32 rounding grows to 1e-5 in the gradients, whatever the order of summation.
     lstm = make_lstm(dtype, std=0.7 if dtype == torch.float64 else 0.4, **variant)
     streams, state = make_inputs(lstm, LENGTHS["mixed"], dtype)
@@ -205,6 +227,53 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
     expected, expected_gradients = with_gradients(reference, lstm, streams, lengths, state)
     assert_all_close(actual, expected, **TOLERANCE[torch.float64])
     assert_all_close(gradients, expected_gradients, **TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel"])
+def test_inference_equals_training(path, monkeypatch):
+    """Without gradients other buffers are used; with many rows the kernel runs on several threads."""
+    choose_path(monkeypatch, path)
+    lengths = [9, 2, 0, 5, 5] * 20
+    lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19, chunk_size=2)
+    streams, state = make_inputs(lstm, lengths, torch.float32)
+    expected, final = run(lstm, streams, lengths, state)
+    with torch.no_grad():
+        actual, end = run(lstm, streams, lengths, state)
+    assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_equal_the_cell_in_torch(dtype, monkeypatch):
+    """Far gates too, an odd width, and gradients; both paths round each result to `dtype` once."""
+    dim, projection_dim, sizes = 37, 11, [70, 70, 33]
+    packed = sum(sizes)
+    shapes = [(2, packed, projection_dim), (2, 4 * dim, projection_dim), (2, 4 * dim, projection_dim), (2, 4 * dim)]
+    tensors = [torch.randn(shape) for shape in [*shapes, (2, projection_dim, dim), (2, 70, projection_dim)]]
+    tensors[3] *= 20
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors] + [torch.randn(2, 70, dim).requires_grad_()]
+
+    def results() -> list[Tensor]:
+        outputs = fused_lstm(*leaves, sizes, cell_clip=2.0, proj_clip=3.0)
+        torch.manual_seed(0)
+        total = sum((output.float() * torch.randn(output.shape)).sum() for output in outputs)
+        return [tensor.float() for tensor in (*outputs, *torch.autograd.grad(total, leaves))]
+
+    actual = results()
+    choose_path(monkeypatch, "fused, torch")
+    for one, other in zip(actual, results(), strict=True):
+        error = (one - other).norm() / other.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2), float(error)
+
+
+def test_kernels_keep_numbers_that_are_not_finite():
+    """NaN in, NaN out, in its own row alone; gates at infinity saturate."""
+    lstm = make_lstm(torch.float32, cell_clip=3.0, proj_clip=3.0)
+    streams, state = make_inputs(lstm, [4, 4, 4], torch.float32)
+    streams[0, 1, 2], streams[0, 2] = math.nan, 1e30
+    with torch.no_grad():
+        layers, _ = run(lstm, streams, [4, 4, 4], state)
+    assert layers[0][0, 1, :2].isfinite().all() and layers[0][0, 1, 2:].isnan().all()
+    assert layers[0][0, [0, 2]].isfinite().all() and layers[0][1].isfinite().all()
 
 
 def test_clips_are_reached_in_these_tests():

@@ -351,8 +351,8 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant, changes, monkeypa
     model = make_model(**changes).train()
     ids, mask = pad(make_texts(model, [4, 7, 0]))
     runs: list[int] = []
-    bias = ElmoLstmLayer._bias_with_forget_bias
-    monkeypatch.setattr(ElmoLstmLayer, "_bias_with_forget_bias", lambda layer: runs.append(1) or bias(layer))
+    weights = ElmoLstmLayer._weights
+    monkeypatch.setattr(ElmoLstmLayer, "_weights", lambda layer, inputs: runs.append(1) or weights(layer, inputs))
 
     def run() -> tuple[Tensor, list[Tensor]]:
         torch.manual_seed(3)

@@ -1,0 +1,252 @@
+"""The LSTM cell in C: one pass over memory where operations of torch take ten.
+
+A kernel is compiled by the machine's own C compiler when it is first needed (about a second) and kept in a folder of the
+user's (`~/.cache/modeling_elmo`, or `$MODELING_ELMO_CACHE`). Where there is no compiler, `lstm_ops.py` does the same
+with operations of torch. `MODELING_ELMO_KERNELS=0` in the environment asks for that.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Numbers are stored as REAL, float or bfloat16, and computed as float. Rows lie one behind the other; the second
+# direction begins `*_stride` numbers behind the first.
+SOURCE = r"""
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct { uint16_t bits; } bfloat16;
+
+static inline float load_float(const float *p) { return *p; }
+static inline void store_float(float *p, float x) { *p = x; }
+static inline float load_bfloat16(const bfloat16 *p) {
+    uint32_t bits = (uint32_t)p->bits << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static inline void store_bfloat16(bfloat16 *p, float x) {  /* rounds to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits += 0x7fff + ((bits >> 16) & 1);
+    p->bits = x != x ? 0x7fc0 : bits >> 16;
+}
+
+/* exp(x) - 1 for x <= 0, exact to 2 ulp: exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, and a Taylor sum for exp(r) - 1. */
+static inline float expm1_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = fmaf(n, -0.693359375f, x);
+    r = fmaf(n, 2.12194440e-4f, r);
+    float p = 1.9841270e-4f;
+    p = fmaf(p, r, 1.3888889e-3f);
+    p = fmaf(p, r, 8.3333333e-3f);
+    p = fmaf(p, r, 4.1666667e-2f);
+    p = fmaf(p, r, 1.6666667e-1f);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p * r, r, r);
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return fmaf(p, scale, scale - 1.0f);
+}
+
+static inline float sigmoid(float x) {
+    float e = expm1_negative(-fabsf(x)) + 1.0f;
+    return (x >= 0 ? 1.0f : e) / (1.0f + e);
+}
+
+static inline float tanh_(float x) {
+    float e = expm1_negative(-2.0f * fabsf(x));
+    return copysignf(e / (2.0f + e), x);
+}
+
+static inline float clip(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
+"""
+
+# `bound` is infinite where nothing is clipped.
+CELL = r"""
+/* The cell of both directions. gates and recurrent (2, rows, 4 * dim): what the inputs and what the recurrence give to
+   i, f, g, o; with `keep`, gates holds the activated ones afterwards. cell (2, rows, dim) -> new_cell, which may be the
+   same. output = sigmoid(o) * tanh(new_cell). */
+static inline void forward_row_REAL(int64_t dim, float bound, const int keep, REAL *restrict g, const REAL *restrict r,
+                                    const float *c, float *new_c, REAL *restrict out) {
+    #pragma omp simd
+    for (int64_t k = 0; k < dim; k++) {
+        float in = sigmoid(load_REAL(g + k) + load_REAL(r + k));
+        float forget = sigmoid(load_REAL(g + dim + k) + load_REAL(r + dim + k));
+        float candidate = tanh_(load_REAL(g + 2 * dim + k) + load_REAL(r + 2 * dim + k));
+        float out_gate = sigmoid(load_REAL(g + 3 * dim + k) + load_REAL(r + 3 * dim + k));
+        float value = clip(fmaf(forget, c[k], in * candidate), bound);
+        new_c[k] = value;
+        store_REAL(out + k, out_gate * tanh_(value));
+        if (keep) {
+            store_REAL(g + k, in);
+            store_REAL(g + dim + k, forget);
+            store_REAL(g + 2 * dim + k, candidate);
+            store_REAL(g + 3 * dim + k, out_gate);
+        }
+    }
+}
+
+void cell_forward_REAL(int64_t rows, int64_t dim, float bound, int keep, REAL *gates, int64_t gates_stride,
+                       const REAL *recurrent, int64_t recurrent_stride, const float *cell, int64_t cell_stride,
+                       float *new_cell, int64_t new_cell_stride, REAL *output, int64_t output_stride) {
+    #pragma omp parallel for schedule(static) if (rows * dim >= 2048)
+    for (int64_t row = 0; row < 2 * rows; row++) {
+        int64_t side = row / rows, place = row % rows;
+        REAL *g = gates + side * gates_stride + place * 4 * dim;
+        const REAL *r = recurrent + side * recurrent_stride + place * 4 * dim;
+        const float *c = cell + side * cell_stride + place * dim;
+        float *new_c = new_cell + side * new_cell_stride + place * dim;
+        REAL *out = output + side * output_stride + place * dim;
+        if (keep) forward_row_REAL(dim, bound, 1, g, r, c, new_c, out);
+        else forward_row_REAL(dim, bound, 0, g, r, c, new_c, out);
+    }
+}
+
+/* gates: activated. d_cell (2, rows, dim): the gradient of new_cell; afterwards that of cell. d_output: the gradient of
+   output. d_gates: for the gradient of the gates before activation. A cell at its bound passes no gradient on. */
+void cell_backward_REAL(int64_t rows, int64_t dim, float bound, const REAL *gates, int64_t gates_stride,
+                        const float *cell, int64_t cell_stride, const float *new_cell, int64_t new_cell_stride,
+                        const REAL *d_output, int64_t d_output_stride, float *d_cell, int64_t d_cell_stride,
+                        REAL *d_gates, int64_t d_gates_stride) {
+    #pragma omp parallel for schedule(static) if (rows * dim >= 2048)
+    for (int64_t row = 0; row < 2 * rows; row++) {
+        int64_t side = row / rows, place = row % rows;
+        const REAL *restrict g = gates + side * gates_stride + place * 4 * dim;
+        const float *restrict c = cell + side * cell_stride + place * dim;
+        const float *restrict new_c = new_cell + side * new_cell_stride + place * dim;
+        const REAL *restrict d_out = d_output + side * d_output_stride + place * dim;
+        REAL *restrict d_g = d_gates + side * d_gates_stride + place * 4 * dim;
+        float *restrict d_c = d_cell + side * d_cell_stride + place * dim;
+        #pragma omp simd
+        for (int64_t k = 0; k < dim; k++) {
+            float in = load_REAL(g + k), forget = load_REAL(g + dim + k), candidate = load_REAL(g + 2 * dim + k);
+            float out_gate = load_REAL(g + 3 * dim + k), squashed = tanh_(new_c[k]), d = load_REAL(d_out + k);
+            float d_value = fmaf(d * out_gate, 1.0f - squashed * squashed, d_c[k]);
+            d_value = fabsf(new_c[k]) < bound ? d_value : 0.0f;
+            store_REAL(d_g + k, d_value * candidate * in * (1.0f - in));
+            store_REAL(d_g + dim + k, d_value * c[k] * forget * (1.0f - forget));
+            store_REAL(d_g + 2 * dim + k, d_value * in * (1.0f - candidate * candidate));
+            store_REAL(d_g + 3 * dim + k, d * squashed * out_gate * (1.0f - out_gate));
+            d_c[k] = d_value * forget;
+        }
+    }
+}
+"""
+
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+NATIVE = ["-march=native", "-fopenmp"]
+CANDIDATE_FLAGS = ([*NATIVE, "-mprefer-vector-width=512"], NATIVE, NATIVE[:1], [])  # the first that the compiler takes
+NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+INT64, FLOAT, INT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+
+
+class CellKernels:
+    """The compiled functions for one dtype. Tensors are (2, rows, width), each direction's rows without gaps."""
+
+    def __init__(self, library: ctypes.CDLL, name: str):
+        self._forward = getattr(library, f"cell_forward_{name}")
+        self._forward.argtypes = [INT64, INT64, FLOAT, INT, *([POINTER, INT64] * 5)]
+        self._backward = getattr(library, f"cell_backward_{name}")
+        self._backward.argtypes = [INT64, INT64, FLOAT, *([POINTER, INT64] * 6)]
+        self._forward.restype = self._backward.restype = None
+
+    def forward(
+        self, gates: Tensor, recurrent: Tensor, cell: Tensor, new_cell: Tensor, output: Tensor, bound: float, keep: bool
+    ):
+        """As `cell_forward` in lstm_ops.py."""
+        _, rows, dim = output.shape
+        tensors = (gates, recurrent, cell, new_cell, output)
+        self._forward(rows, dim, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
+
+    def backward(
+        self, gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor, bound: float
+    ):  # fmt: skip
+        """As `cell_backward` in lstm_ops.py."""
+        _, rows, dim = d_output.shape
+        tensors = (gates, cell, new_cell, d_output, d_cell, d_gates)
+        self._backward(rows, dim, bound, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
+
+
+def cell_kernels(dtype: torch.dtype) -> CellKernels | None:
+    """The kernels for `dtype`, compiled at the first call; `None` if there are none or no compiler."""
+    library = _library() if dtype in NAMES else None
+    return _kernels(library, NAMES[dtype]) if library is not None else None
+
+
+@functools.cache
+def _kernels(library: ctypes.CDLL, name: str) -> CellKernels:
+    return CellKernels(library, name)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get("MODELING_ELMO_KERNELS") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        warnings.warn(
+            "modeling_elmo: no C compiler (cc) was found, so the LSTM runs about a third slower", stacklevel=2
+        )
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        text = getattr(error, "stderr", None) or error
+        warnings.warn(f"modeling_elmo: the LSTM's C kernel is not used, which is slower: {text}", stacklevel=2)
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    """The path of the compiled library, from the cache if it is there."""
+    source = SOURCE + "".join(CELL.replace("REAL", name) for name in NAMES.values())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), compiler, version, _processor())
+    target = _cache_folder() / f"lstm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
+    if target.is_file():
+        return target
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        (Path(folder) / "lstm.c").write_text(source)
+        for index, flags in enumerate(CANDIDATE_FLAGS):
+            command = [compiler, *FLAGS, *flags, "lstm.c", "-o", "lstm.so", "-lm"]
+            is_last = index == len(CANDIDATE_FLAGS) - 1
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=is_last, timeout=60)
+            if done.returncode == 0:
+                break
+        os.replace(Path(folder) / "lstm.so", target)  # whole or not at all, also when many processes start at once
+    return target
+
+
+def _processor() -> str:
+    """What a library made with -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return flags[0] if flags else f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+def _cache_folder() -> Path:
+    """A folder that nobody else can write to, since code is loaded from it; a new one each time if there is none."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
+    folder = Path(os.environ.get("MODELING_ELMO_CACHE") or default)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = folder.stat()
+        if stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="modeling_elmo-"))

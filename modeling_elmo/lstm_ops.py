@@ -1,0 +1,298 @@
+"""The recurrence of one ELMo LSTM layer, from its equations to what runs (Sak et al. 2014).
+
+One step, for each direction, with input x, projected output h and cell c:
+
+    i, f, g, o = split(x W_ih^T + h W_hh^T + b)
+    c' = clip(sigmoid(f + forget_bias) * c + sigmoid(i) * tanh(g), cell_clip)
+    h' = clip((sigmoid(o) * tanh(c')) W_hr^T, proj_clip)
+
+Three functions compute it, from plain to fast, and the tests hold their outputs and gradients together:
+
+- `naive_lstm`: the equations as a loop over the words of one text. The reference.
+- `packed_lstm`: both directions and all texts at once in operations of torch, which autograd, torch.export and
+  torch.func can look into.
+- `fused_lstm`: the same with the cell in one kernel and a backward pass of its own, which gathers the products of all
+  steps into one wherever they do not wait for each other.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .cpu_kernels import cell_kernels
+
+
+def naive_lstm(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
+    *, cell_clip: float | None, proj_clip: float | None, forget_bias: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One layer, one direction, one text: the equations above as a loop. The reference for every faster path.
+
+    Args:
+        inputs: (words, projection_dim) in reading order.
+        weight_ih, weight_hh, bias, weight_hr: (4 * lstm_dim, projection_dim), the same, (4 * lstm_dim,) and
+            (projection_dim, lstm_dim).
+        hidden, cell: (projection_dim,) and (lstm_dim,), the initial state.
+
+    Returns:
+        (words, projection_dim) outputs before the skip, and the final hidden and cell state.
+    """
+    outputs = []
+    for word in inputs:
+        i, f, g, o = (weight_ih @ word + weight_hh @ hidden + bias).chunk(4)  # (lstm_dim,) each
+        cell = torch.sigmoid(f + forget_bias) * cell + torch.sigmoid(i) * torch.tanh(g)
+        if cell_clip is not None:
+            cell = cell.clamp(-cell_clip, cell_clip)
+        hidden = weight_hr @ (torch.sigmoid(o) * torch.tanh(cell))  # (projection_dim,)
+        if proj_clip is not None:
+            hidden = hidden.clamp(-proj_clip, proj_clip)
+        outputs.append(hidden)
+    return torch.stack(outputs) if outputs else inputs, hidden, cell
+
+
+def packed_lstm(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
+    batch_sizes: list[int], *, cell_clip: float | None, proj_clip: float | None, chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One layer, both directions, packed texts.
+
+    The input products of many steps are hoisted into one, and no step touches a text that has ended.
+
+    Args:
+        inputs: (2, packed, projection_dim), each direction in its reading order, packed as `Packing` says.
+        weight_ih, weight_hh, bias, weight_hr: those of `naive_lstm` with a dimension of 2 in front, all of the dtype
+            of `inputs`; the forget bias is in `bias` already.
+        hidden, cell: (2, rows, projection_dim) and (2, rows, lstm_dim), rows by falling length. `cell` is at least
+            float32, and so is the arithmetic of the cell.
+        batch_sizes: texts still running at each step.
+        cell_clip, proj_clip: the bounds, or `None`.
+        chunk_size: steps whose input products are in memory at a time; `None` for all.
+
+    Returns:
+        Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
+    """
+    weight_ih, weight_hh, weight_hr = (weight.transpose(1, 2) for weight in (weight_ih, weight_hh, weight_hr))
+    outputs, ended = [], []
+    first = 0
+    for sizes in _chunks(batch_sizes, chunk_size):
+        words = inputs[:, first : first + sum(sizes)]  # (2, words of the chunk, projection_dim)
+        first += sum(sizes)
+        from_inputs = torch.baddbmm(bias[:, None], words, weight_ih)  # (2, words of the chunk, 4 * lstm_dim)
+        for rows, from_input in zip(sizes, from_inputs.split(sizes, dim=1), strict=True):
+            if rows < hidden.shape[1]:
+                ended.append((hidden[:, rows:], cell[:, rows:]))
+                hidden, cell = hidden[:, :rows], cell[:, :rows]
+            gates = torch.baddbmm(from_input, hidden.to(from_input.dtype), weight_hh)  # (2, rows, 4 * lstm_dim)
+            i, f, g, o = gates.to(cell.dtype).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
+            cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+            if cell_clip is not None:
+                cell = cell.clamp(-cell_clip, cell_clip)
+            output = (torch.sigmoid(o) * torch.tanh(cell)).to(weight_hr.dtype)
+            hidden = torch.bmm(output, weight_hr)  # (2, rows, projection_dim)
+            if proj_clip is not None:
+                hidden = hidden.clamp(-proj_clip, proj_clip)
+            outputs.append(hidden)
+    ended.append((hidden, cell))
+    # The longest texts ended last, and rows go by falling length.
+    hidden = torch.cat([rows.to(hidden.dtype) for rows, _ in reversed(ended)], dim=1)
+    cell = torch.cat([rows for _, rows in reversed(ended)], dim=1)
+    return torch.cat(outputs, dim=1) if outputs else inputs, hidden, cell
+
+
+def _chunks(batch_sizes: list[int], chunk_size: int | None) -> list[list[int]]:
+    size = chunk_size or max(len(batch_sizes), 1)
+    return [batch_sizes[first : first + size] for first in range(0, len(batch_sizes), size)]
+
+
+def fused_lstm(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
+    batch_sizes: list[int], *, cell_clip: float | None, proj_clip: float | None, chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`packed_lstm` for speed: the same arguments and results.
+
+    Differentiable once. Where a number lies exactly on its bound no gradient goes through, as if it had been clipped.
+    """
+    if not batch_sizes:
+        return inputs, hidden, cell
+    bounds = (math.inf if cell_clip is None else cell_clip, math.inf if proj_clip is None else proj_clip)
+    tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
+    with torch.autocast(inputs.device.type, enabled=False):
+        return _infer(*tensors, batch_sizes, *bounds, chunk_size)
+
+
+def _infer(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
+    batch_sizes: list[int], cell_bound: float, proj_bound: float, chunk_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The forward pass alone, in buffers that each step uses anew."""
+    weight_ih, weight_hh, weight_hr = (weight.transpose(1, 2) for weight in (weight_ih, weight_hh, weight_hr))
+    rows, dim = cell.shape[1:]
+    outputs, final_cell = torch.empty_like(inputs), cell.clone(memory_format=torch.contiguous_format)
+    before, cell = hidden, final_cell
+    first = 0
+    for sizes in _chunks(batch_sizes, chunk_size):
+        chunk = slice(first, first + sum(sizes))
+        first = chunk.stop
+        from_inputs = torch.baddbmm(bias[:, None], inputs[:, chunk], weight_ih)  # (2, words of the chunk, 4 * lstm_dim)
+        steps = zip(sizes, from_inputs.split(sizes, 1), outputs[:, chunk].split(sizes, 1), strict=True)
+        for size, gates, output in steps:
+            if size < rows or before is hidden:
+                rows, before, cell = size, before[:, :size], final_cell[:, :size]
+                recurrent, mixed, projected = _step_buffers(gates, dim, output)
+            torch.bmm(before, weight_hh, out=recurrent)  # (2, rows, 4 * lstm_dim)
+            cell_forward(gates, recurrent, cell, cell, mixed, cell_bound, keep=False)
+            torch.bmm(mixed, weight_hr, out=projected)  # (2, rows, projection_dim)
+            torch.clamp(projected, -proj_bound, proj_bound, out=output)
+            before = output
+    return outputs, _last_outputs(outputs, hidden, batch_sizes), final_cell
+
+
+def _step_buffers(gates: Tensor, dim: int, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What one step writes: (2, rows, 4 * lstm_dim), (2, rows, lstm_dim) and (2, rows, projection_dim), contiguous."""
+    return (
+        torch.empty(gates.shape, dtype=gates.dtype, device=gates.device),
+        gates.new_empty(*gates.shape[:2], dim),
+        torch.empty(output.shape, dtype=output.dtype, device=output.device),
+    )
+
+
+def _last_outputs(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:
+    """Each row's output at its own last step; `hidden` for a row without words: (2, rows, projection_dim)."""
+    running, last = _last_places(batch_sizes, outputs.device)
+    return torch.cat([outputs[:, last], hidden[:, running:]], dim=1)
+
+
+def _last_places(batch_sizes: list[int], device: torch.device) -> tuple[int, Tensor]:
+    """How many rows have words, and (that many,) the packed place of each one's last word."""
+    sizes = torch.tensor(batch_sizes)
+    running = int(sizes[0]) if len(sizes) else 0
+    lengths = (sizes[:, None] > torch.arange(running)).sum(0)  # (running,)
+    first_of_step = torch.cumsum(sizes, 0) - sizes  # (steps,)
+    return running, (first_of_step[lengths - 1] + torch.arange(running)).to(device)
+
+
+class _FusedLstm(torch.autograd.Function):
+    """Keeps the activated gates, the cells and what each step projects; recomputes nothing but tanh of the cells."""
+
+    @staticmethod
+    def forward(
+        ctx, inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes, cell_bound, proj_bound
+    ):  # fmt: skip
+        packed, dim = inputs.shape[1], cell.shape[2]
+        outputs = torch.empty_like(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            gates = torch.baddbmm(bias[:, None], inputs, weight_ih.transpose(1, 2))  # (2, packed, 4 * lstm_dim)
+            cells = cell.new_empty(2, packed, dim)
+            mixed = inputs.new_empty(2, packed, dim)  # sigmoid(o) * tanh(c), what is projected
+            tensors = (gates, cells, mixed, outputs)
+            before, cell_before, recurrent = hidden, cell.contiguous(), None
+            for one_gates, one_cell, one_mixed, output in zip(*(x.split(batch_sizes, 1) for x in tensors), strict=True):
+                rows = output.shape[1]
+                if recurrent is None or rows < before.shape[1]:
+                    before, cell_before = before[:, :rows], cell_before[:, :rows]
+                    recurrent, _, projected = _step_buffers(one_gates, dim, output)
+                torch.bmm(before, weight_hh.transpose(1, 2), out=recurrent)  # (2, rows, 4 * lstm_dim)
+                cell_forward(one_gates, recurrent, cell_before, one_cell, one_mixed, cell_bound, keep=True)
+                torch.bmm(one_mixed, weight_hr.transpose(1, 2), out=projected)  # (2, rows, projection_dim)
+                torch.clamp(projected, -proj_bound, proj_bound, out=output)
+                before, cell_before = output, one_cell
+            final_hidden = _last_outputs(outputs, hidden, batch_sizes)
+            final_cell = _last_outputs(cells, cell, batch_sizes)
+        ctx.save_for_backward(
+            inputs, weight_ih, weight_hh, weight_hr, hidden, cell, gates, cells, mixed, outputs
+        )  # fmt: skip
+        ctx.batch_sizes, ctx.bounds = batch_sizes, (cell_bound, proj_bound)
+        return outputs, final_hidden, final_cell
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_outputs, d_final_hidden, d_final_cell):
+        inputs, weight_ih, weight_hh, weight_hr, hidden, cell, gates, cells, mixed, outputs = ctx.saved_tensors
+        cell = cell.contiguous()
+        batch_sizes, (cell_bound, proj_bound) = ctx.batch_sizes, ctx.bounds
+        running, last = _last_places(batch_sizes, inputs.device)
+        with torch.autocast(inputs.device.type, enabled=False):
+            d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running])  # (2, packed, projection_dim)
+            d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (2, rows, lstm_dim)
+            d_gates = torch.empty_like(gates)  # (2, packed, 4 * lstm_dim)
+            is_inside = outputs.abs() < proj_bound
+            per_step = (gates, cells, d_gates, d_outputs, is_inside)
+            steps = list(zip(*(tensor.split(batch_sizes, 1) for tensor in per_step), strict=True))
+            for step in reversed(range(len(steps))):
+                one_gates, one_cell, one_d_gates, d_output, inside = steps[step]
+                rows = d_output.shape[1]
+                d_output.mul_(inside)
+                d_mixed = torch.bmm(d_output, weight_hr)  # (2, rows, lstm_dim)
+                cell_before = (steps[step - 1][1] if step > 0 else cell)[:, :rows]
+                cell_backward(one_gates, cell_before, one_cell, d_mixed, d_cell[:, :rows], one_d_gates, cell_bound)
+                d_hidden = torch.bmm(one_d_gates, weight_hh)  # (2, rows, projection_dim)
+                if step > 0:
+                    steps[step - 1][3][:, :rows] += d_hidden
+            hiddens_before = _shifted(outputs, hidden, batch_sizes)  # (2, packed, projection_dim)
+            d_hidden = torch.cat([d_hidden, d_final_hidden[:, running:]], dim=1)
+            need = ctx.needs_input_grad
+            return (
+                torch.bmm(d_gates, weight_ih) if need[0] else None,
+                torch.bmm(d_gates.transpose(1, 2), inputs) if need[1] else None,
+                torch.bmm(d_gates.transpose(1, 2), hiddens_before) if need[2] else None,
+                d_gates.sum(1) if need[3] else None,
+                torch.bmm(d_outputs.transpose(1, 2), mixed) if need[4] else None,
+                d_hidden if need[5] else None,
+                d_cell if need[6] else None,
+                None, None, None,
+            )  # fmt: skip
+
+
+def _shifted(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:
+    """The recurrent input of each step: `hidden`, then the outputs of the step before: (2, packed, projection_dim)."""
+    sources = [hidden, *outputs.split(batch_sizes, 1)[:-1]]
+    return torch.cat([source[:, :rows] for source, rows in zip(sources, batch_sizes, strict=True)], dim=1)
+
+
+def cell_forward(
+    gates: Tensor, recurrent: Tensor, cell: Tensor, new_cell: Tensor, output: Tensor, bound: float, keep: bool
+):
+    """One step of the cell, all in place; every tensor's rows lie without gaps.
+
+    Args:
+        gates, recurrent: (2, rows, 4 * lstm_dim), what the inputs and what the recurrence give to i, f, g, o. With
+            `keep`, `gates` holds the activated gates afterwards.
+        cell: (2, rows, lstm_dim) before the step. new_cell: the same behind it; may be the same tensor.
+        output: (2, rows, lstm_dim) for sigmoid(o) * tanh(new_cell).
+        bound: where the cell is clipped.
+    """
+    if gates.device.type == "cpu" and (kernels := cell_kernels(gates.dtype)) is not None:
+        kernels.forward(gates, recurrent, cell, new_cell, output, bound, keep)
+        return
+    i, f, g, o = (gates.to(cell.dtype) + recurrent).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
+    i, f, g, o = i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
+    new_cell.copy_((f * cell).addcmul_(i, g).clamp_(-bound, bound))
+    output.copy_(new_cell.tanh().mul_(o))
+    if keep:
+        gates.copy_(torch.cat([i, f, g, o], dim=-1))
+
+
+def cell_backward(
+    gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor, bound: float
+):
+    """The gradients of `cell_forward`.
+
+    Args:
+        gates: activated. cell, new_cell: before and behind the step. d_output: the gradient of its output.
+        d_cell: the gradient of `new_cell`; afterwards that of `cell`.
+        d_gates: for the gradient of the gates before their activations.
+        bound: as in `cell_forward`.
+    """
+    if gates.device.type == "cpu" and (kernels := cell_kernels(gates.dtype)) is not None:
+        kernels.backward(gates, cell, new_cell, d_output, d_cell, d_gates, bound)
+        return
+    i, f, g, o = gates.to(cell.dtype).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
+    squashed, d_output = new_cell.tanh(), d_output.to(cell.dtype)
+    d_value = (d_cell + d_output * o * (1 - squashed * squashed)) * (new_cell.abs() < bound)
+    parts = d_value * g * i * (1 - i), d_value * cell * f * (1 - f), d_value * i * (1 - g * g)
+    d_gates.copy_(torch.cat([*parts, d_output * squashed * o * (1 - o)], dim=-1))
+    torch.mul(d_value, f, out=d_cell)
