@@ -1,6 +1,6 @@
 """The LSTM cell in C: one pass over memory where operations of torch take ten.
 
-A kernel is compiled by the machine's own C compiler when it is first needed (about a second) and kept in a folder of the
+It is compiled by the machine's own C compiler when it is first needed (about a second) and kept in a folder of the
 user's (`~/.cache/modeling_elmo`, or `$MODELING_ELMO_CACHE`). Where there is no compiler, `lstm_ops.py` does the same
 with operations of torch. `MODELING_ELMO_KERNELS=0` in the environment asks for that.
 """
@@ -149,7 +149,8 @@ void cell_backward_REAL(int64_t rows, int64_t dim, float bound, const REAL *gate
 
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 NATIVE = ["-march=native", "-fopenmp"]
-CANDIDATE_FLAGS = ([*NATIVE, "-mprefer-vector-width=512"], NATIVE, NATIVE[:1], [])  # the first that the compiler takes
+# The first that the compiler takes.
+CANDIDATE_FLAGS: list[list[str]] = [[*NATIVE, "-mprefer-vector-width=512"], NATIVE, NATIVE[:1], []]
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 INT64, FLOAT, INT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
 
@@ -173,7 +174,8 @@ class CellKernels:
         self._forward(rows, dim, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
 
     def backward(
-        self, gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor, bound: float
+        self, gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor,
+        bound: float,
     ):  # fmt: skip
         """As `cell_backward` in lstm_ops.py."""
         _, rows, dim = d_output.shape
@@ -198,15 +200,13 @@ def _library() -> ctypes.CDLL | None:
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
-        warnings.warn(
-            "modeling_elmo: no C compiler (cc) was found, so the LSTM runs about a third slower", stacklevel=2
-        )
+        warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         text = getattr(error, "stderr", None) or error
-        warnings.warn(f"modeling_elmo: the LSTM's C kernel is not used, which is slower: {text}", stacklevel=2)
+        warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)
         return None
 
 
@@ -247,6 +247,6 @@ def _cache_folder() -> Path:
         stat = folder.stat()
         if stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, AttributeError):  # AttributeError: Windows has no getuid
         pass
     return Path(tempfile.mkdtemp(prefix="modeling_elmo-"))

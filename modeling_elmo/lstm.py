@@ -88,24 +88,23 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
         Returns:
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
         """
-        weights = self._weights(inputs)
+        weight_ih, weight_hh, bias, weight_hr = self._weights(inputs)
         # Compilers and function transforms look into operations of torch, not into a kernel or its backward pass.
-        is_traced = (
-            torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-        )
-        return (packed_lstm if is_traced else fused_lstm)(
-            inputs.to(weights[0].dtype), *weights, hidden, cell, batch_sizes,
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        lstm = packed_lstm if is_traced or torch._C._are_functorch_transforms_active() else fused_lstm
+        return lstm(
+            inputs.to(weight_ih.dtype), weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes,
             cell_clip=self.cell_clip, proj_clip=self.proj_clip, chunk_size=self.chunk_size,
         )  # fmt: skip
 
-    def _weights(self, inputs: Tensor) -> list[Tensor]:
+    def _weights(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_ih, W_hh, the bias with the forget bias, W_hr. Under autocast they are cast here once, not in each step."""
         offsets = self.bias.new_tensor([0.0, self.forget_bias, 0.0, 0.0])[:, None]  # (4, 1): i, f, g, o
         bias = (self.bias.unflatten(1, (4, -1)) + offsets).flatten(1)  # (2, 4 * lstm_dim)
         dtype, device = self.weight_ih.dtype, inputs.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return [weight.to(dtype) for weight in (self.weight_ih, self.weight_hh, bias, self.weight_hr)]
+        return self.weight_ih.to(dtype), self.weight_hh.to(dtype), bias.to(dtype), self.weight_hr.to(dtype)
 
 
 class ElmoLstm(nn.Module):

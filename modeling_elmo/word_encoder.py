@@ -2,14 +2,18 @@
 
 Embedding -> convolutions without padding -> maximum over positions -> activation -> highway layers -> projection
 (Kim et al. 2015, arXiv 1508.06615, as used by Jozefowicz et al. 2016, arXiv 1602.02410). A word's vector depends on
-nothing but the word, so equal words of a batch are computed once.
+nothing but the word, so equal words of a batch are computed once, and with frozen weights words of earlier batches are
+remembered.
 """
+
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .char_rows import PADDING
+from .word_cache import WordCache, first_positions, row_keys
 
 
 class ElmoHighway(nn.Module):
@@ -27,7 +31,12 @@ class ElmoHighway(nn.Module):
 
 
 class ElmoWordEncoder(nn.Module):
-    """Word vectors from rows of character ids, or from word ids if the config has no `cnn_filters`."""
+    """Word vectors from rows of character ids, or from word ids if the config has no `cnn_filters`.
+
+    `cache`: vectors of earlier batches, on the CPU and while no gradient of the weights is asked for.
+    """
+
+    cache_bytes = 128 * 2**20  # 65,536 words of 512 float32 numbers
 
     def __init__(self, config):
         super().__init__()
@@ -46,6 +55,7 @@ class ElmoWordEncoder(nn.Module):
         self.projection = None
         if config.use_cnn_projection:
             self.projection = nn.Linear(config.num_filters, config.projection_dim)
+        self.cache = WordCache(self.cache_bytes // (4 * config.projection_dim))
 
     def forward(self, words: Tensor) -> Tensor:
         """Encode words, each distinct one once.
@@ -61,11 +71,42 @@ class ElmoWordEncoder(nn.Module):
             return self.word_embedding(words)
         if words.is_floating_point():
             return self._in_chunks(words)
-        distinct, inverse = torch.unique(words, dim=0, return_inverse=True)  # (distinct, max_word_length), (words,)
-        # Words of similar length together: each chunk is cut to its own longest word.
-        by_length = torch.argsort((distinct != PADDING).sum(1))
-        vectors = self._in_chunks(distinct[by_length])  # (distinct, projection_dim)
-        return vectors[torch.argsort(by_length)[inverse]]
+        if words.device.type != "cpu" or torch.compiler.is_compiling():
+            distinct, inverse = torch.unique(words, dim=0, return_inverse=True)  # (distinct, width), (words,)
+            return self._encode_by_length(distinct)[inverse]
+        keys = row_keys(words)
+        if self._is_frozen():
+            return self.cache.look_up(keys, self._fingerprint(), lambda places: self._encode_by_length(words[places]))
+        first = first_positions(keys)
+        order = {key: place for place, key in enumerate(first)}
+        return self._encode_by_length(words[list(first.values())])[[order[key] for key in keys]]
+
+    def _is_frozen(self) -> bool:
+        """Whether vectors depend on nothing but the weights and need no gradient."""
+        for parameter in self.parameters():
+            is_trained = parameter.requires_grad and torch.is_grad_enabled()
+            if is_trained or type(parameter) is not nn.Parameter or parameter.device.type != "cpu":
+                return False
+        # An adapter, a hook or a parametrisation may change its mind without a change of weights.
+        return all(
+            type(module) in PLAIN_MODULES and not module._forward_hooks and not module._forward_pre_hooks
+            for module in self.modules()
+        )
+
+    def _fingerprint(self) -> Hashable:
+        """Differs when any weight differs: its counter of changes, and a sum of its bits for changes past it."""
+        weights = []
+        for parameter in self.parameters():
+            bits = parameter.detach().flatten()
+            bits = bits.view(torch.int64) if bits.nbytes % 8 == 0 else bits.view(torch.uint8)
+            version = -1 if parameter.is_inference() else parameter._version
+            weights.append((parameter.data_ptr(), parameter.dtype, version, int(bits.sum())))
+        return (*weights, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+
+    def _encode_by_length(self, words: Tensor) -> Tensor:
+        """Words of similar length together: each chunk is cut to its own longest word."""
+        by_length = torch.argsort((words != PADDING).sum(1))
+        return self._in_chunks(words[by_length])[torch.argsort(by_length)]  # (words, projection_dim)
 
     def _in_chunks(self, words: Tensor) -> Tensor:
         chunks = words.split(self.chunk_size or max(len(words), 1))
@@ -93,3 +134,6 @@ class ElmoWordEncoder(nn.Module):
         position = torch.arange(1, words.shape[1] + 1, device=words.device)
         longest = int(((words != PADDING) * position).max())
         return words[:, : longest + self.widest]
+
+
+PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList}

@@ -1,5 +1,8 @@
 """The word encoder against a slow one: every row in full, every word on its own, every window by itself."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import TINY
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from modeling_elmo import ElmoConfig, ElmoModel
 from modeling_elmo.char_rows import BEGIN_OF_SENTENCE, BEGIN_OF_WORD, END_OF_WORD, PADDING
+from modeling_elmo.word_cache import WordCache
 from modeling_elmo.word_encoder import ElmoWordEncoder
 
 VARIANTS = {
@@ -187,6 +191,128 @@ def test_padding_is_not_convolved():
     encoder.convolutions[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[2]))
     encoder(random_words([30, 2, 31, 3]))
     assert lengths == [3 + 2 + 3, 31 + 2 + 3], "words of similar length together, cut behind the longest"
+
+
+# ---- words of earlier batches
+
+
+def encode(encoder: ElmoWordEncoder, words: Tensor) -> tuple[Tensor, list[int]]:
+    """The vectors without gradients, and how many words were computed for them."""
+    computed: list[int] = []
+    original = encoder._encode
+    encoder._encode = lambda chunk: computed.append(len(chunk)) or original(chunk)
+    try:
+        with torch.no_grad():
+            return encoder(words), sum(computed)
+    finally:
+        del encoder._encode
+
+
+def test_words_of_earlier_batches_are_not_computed_again():
+    encoder = make_encoder()
+    words = random_words([3, 9, 30, 5])
+    expected = torch.stack([slow_word(encoder, ids) for ids in words]).detach()
+    first, computed = encode(encoder, words[:3])
+    torch.testing.assert_close(first, expected[:3], rtol=0, atol=1e-10)
+    assert computed == 3
+    order = torch.tensor([3, 1, 1, 0, 3])
+    second, computed = encode(encoder, words[order])
+    torch.testing.assert_close(second, expected[order], rtol=0, atol=1e-10)
+    assert computed == 1
+
+
+def zero_a_number(encoder: ElmoWordEncoder, name: str, through_data: bool):
+    weight = encoder.get_parameter(name)
+    if through_data:
+        weight.data.view(-1)[-1] = 0.0  # leaves no trace in torch's counter of changes
+    else:
+        with torch.no_grad():
+            weight.view(-1)[-1] = 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("through_data", [False, True])
+def test_a_changed_weight_empties_the_cache(through_data, dtype):
+    words = random_words([3, 9, 30, 5])
+    for name, _ in make_encoder().named_parameters():
+        encoder = make_encoder(dtype)
+        encode(encoder, words)
+        zero_a_number(encoder, name, through_data)
+        vectors, computed = encode(encoder, words)
+        assert computed == 4, name
+        encoder.cache = WordCache(0)
+        assert torch.equal(vectors, encode(encoder, words)[0]), name
+
+
+def test_other_ways_to_change_weights_empty_the_cache():
+    words = random_words([3, 9])
+    changes = {
+        "optimizer": lambda encoder: torch.optim.SGD(encoder.parameters(), lr=0.1).step(),
+        "load_state_dict": lambda encoder: encoder.load_state_dict(make_encoder().state_dict()),
+        "assign": lambda encoder: encoder.load_state_dict(make_encoder().state_dict(), assign=True),
+        "dtype": lambda encoder: encoder.float(),
+        "swap": lambda encoder: setattr(encoder.char_embedding, "weight", nn.Parameter(torch.randn(262, 4).double())),
+    }
+    for name, change in changes.items():
+        encoder = make_encoder()
+        encoder(words).sum().backward()
+        before, _ = encode(encoder, words)
+        change(encoder)
+        after, computed = encode(encoder, words)
+        assert computed == 2 and not torch.equal(before, after), name
+
+
+def test_a_model_that_is_trained_or_hooked_has_no_cache():
+    words = random_words([3, 9])
+    encoder = make_encoder()
+    encoder(words)
+    assert len(encoder.cache) == 0, "gradients are wanted"
+    encoder.requires_grad_(False)
+    assert not encoder(words).requires_grad and len(encoder.cache) == 2, "frozen"
+    encoder.cache = WordCache(10)
+    encoder.highways[0].carry.register_forward_hook(lambda *_: None)
+    assert encode(encoder, words)[1] == encode(encoder, words)[1] == 2
+    encoder = make_encoder()
+    encoder.projection = nn.Sequential(encoder.projection)
+    assert encode(encoder, words)[1] == encode(encoder, words)[1] == 2
+
+
+def test_autocast_has_vectors_of_its_own():
+    encoder, words = make_encoder(torch.float32), random_words([3, 9])
+    assert encode(encoder, words)[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encode(encoder, words)[0].dtype == torch.bfloat16
+    assert encode(encoder, words)[0].dtype == torch.float32
+
+
+def test_the_cache_is_bounded():
+    encoder = make_encoder()
+    encoder.cache = WordCache(5)
+    words = random_words(range(9))
+    expected, _ = encode(encoder, words)
+    assert len(encoder.cache) == 0, "more words at once than the cache holds"
+    for start in range(6):
+        assert torch.allclose(encode(encoder, words[start : start + 3])[0], expected[start : start + 3], atol=1e-12)
+        assert len(encoder.cache) <= 5 and len(encoder.cache._table) <= 5
+
+
+def test_copies_and_threads():
+    encoder = make_encoder()
+    words = random_words([i % 40 for i in range(200)])
+    expected, _ = encode(copy.deepcopy(encoder), words)
+    encode(encoder, words)
+    assert len(copy.deepcopy(encoder).cache) == 0
+    encoder.cache = WordCache(60)
+
+    def run(seed: int) -> bool:
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))[:50]
+        with torch.inference_mode(seed % 2 == 0), torch.no_grad():
+            return torch.allclose(encoder(words[order]), expected[order], atol=1e-12)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(40)))
+    encoder.requires_grad_(False)
+    encoder(words[:2]).requires_grad_().sum().backward()  # vectors kept in inference mode are ordinary tensors
 
 
 # ---- the mask

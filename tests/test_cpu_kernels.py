@@ -1,0 +1,76 @@
+"""Compiling the cell, and doing without a compiler. That its numbers are right is tested in test_lstm.py."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from modeling_elmo import cpu_kernels
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """A cache of this test's own, and nothing remembered from or for other tests."""
+    monkeypatch.setenv("MODELING_ELMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MODELING_ELMO_KERNELS", raising=False)
+    cpu_kernels._library.cache_clear()
+    yield
+    cpu_kernels._library.cache_clear()
+
+
+def test_compiled_once_and_kept(tmp_path, monkeypatch):
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+    (library,) = (tmp_path / "cache").iterdir()
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    cpu_kernels._library.cache_clear()
+    runs = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: runs.append(command) or run(command, **kwargs))
+    assert cpu_kernels.cell_kernels(torch.bfloat16) is not None
+    assert [command[1:] for command in runs] == [["--version"]], "only the compiler's version was asked for"
+
+
+def test_other_dtypes_have_no_kernel():
+    assert cpu_kernels.cell_kernels(torch.float64) is None
+    assert cpu_kernels.cell_kernels(torch.float16) is None
+
+
+def test_switched_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODELING_ELMO_KERNELS", "0")
+    assert cpu_kernels.cell_kernels(torch.float32) is None
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no C compiler"):
+        assert cpu_kernels.cell_kernels(torch.float32) is None
+
+
+def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text('#!/bin/sh\ntest "$1" = --version && exit 0\necho cannot do that >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.warns(UserWarning, match="cannot do that"):
+        assert cpu_kernels.cell_kernels(torch.float32) is None
+    assert not list((tmp_path / "cache").iterdir()), "nothing half-made stays behind"
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+    assert not list(cache.iterdir())
+
+
+def test_processes_that_compile_at_once(tmp_path):
+    code = "import torch; from modeling_elmo.cpu_kernels import cell_kernels; assert cell_kernels(torch.float32)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
