@@ -242,6 +242,23 @@ def test_inference_equals_training(path, monkeypatch):
     assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)
 
 
+def test_weights_laid_out_for_onednn(monkeypatch):
+    """Large weights and many steps take another library's products."""
+    lengths = [12, 3, 12, 0, 7]
+    lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19)
+    streams, state = make_inputs(lstm, lengths, torch.float32)
+    laid_out = []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *args: laid_out.append(1) or reorder(*args))
+    with torch.no_grad():
+        expected, final = run(lstm, streams, lengths, state)
+        assert not laid_out
+        monkeypatch.setattr("modeling_elmo.lstm_ops.PACKED_BYTES", 0)
+        actual, end = run(lstm, streams, lengths, state)
+    assert len(laid_out) == len(lstm.layers) * 2 * 2
+    assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_equal_the_cell_in_torch(dtype, monkeypatch):
     """Far gates too, an odd width, and gradients; both paths round each result to `dtype` once."""
