@@ -61,9 +61,10 @@ class ElmoPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ElmoLstmLayer", "ElmoWordEncoder"]  # noqa: RUF012 - the type that transformers declares
-    # The mix has initial values that are as good as any, and models for pretraining have none.
+    # The mix has initial values that are as good as any, and models for pretraining have none. Their softmax is of no
+    # use to other models.
     _keys_to_ignore_on_load_missing = [r"scalar_mix\."]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"scalar_mix\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"scalar_mix\.", r"lm_head\."]  # noqa: RUF012
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.

@@ -1,0 +1,323 @@
+"""Embed a corpus of any size: `python -m modeling_elmo.embed MODEL INPUT OUTPUT`.
+
+    python -m modeling_elmo.embed my-elmo corpus.txt.gz vectors                          # a folder of Parquet files
+    python -m modeling_elmo.embed my-elmo corpus.txt vectors --layers all --dtype float16 --model_dtype bfloat16
+    python -m modeling_elmo.embed my-elmo corpus.txt vectors.hdf5 --layers average       # as AllenNLP's `elmo` command
+    python -m modeling_elmo.embed my-elmo texts.parquet vectors --column text --pooling mean --format safetensors
+    accelerate launch --num_processes 2 -m modeling_elmo.embed my-elmo corpus.txt vectors
+
+`datasets.load_dataset("vectors")` reads the Parquet files. Run again after an interruption, the command goes on where
+it was. The function `embed` does the same for texts in memory.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .data import DataError, ReadingReport, find_files, read_lines
+from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
+from .modeling_elmo import ElmoModel
+from .tokenization_elmo import ElmoTokenizer
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LAYERS = ("mix", "top", "average", "all")
+POOLINGS = ("mean", "max")
+TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+def embed(
+    texts: Iterable[str | Sequence[str]],
+    model: ElmoModel,
+    tokenizer: ElmoTokenizer,
+    *,
+    layers: str | int = "mix",
+    pooling: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    words_per_batch: int = 2048,
+    words_per_window: int = 32768,
+) -> Iterator[Tensor]:
+    """The embeddings of texts, in their order and in memory that does not grow with their number.
+
+    Texts are sorted by length within a window, and batched by words, so that short and long ones run at full speed.
+
+    Args:
+        texts: strings, or lists of words that are split already. One text is one sentence to the model.
+        model: put in evaluation mode while it runs; on its device and in its dtype.
+        tokenizer: the one that belongs to the model.
+        layers: "mix" (the scalar mix), "top", "average", "all", or the number of a layer; 0 is the word without
+            context, -1 the top one.
+        pooling: "mean" or "max" over the words of a text; `None` for a vector a word. A text without words has no
+            vectors, or zeros when pooled.
+        dtype: of the result.
+        words_per_batch: how many words are computed at a time, at least one text.
+        words_per_window: how many words are sorted by length together.
+
+    Yields:
+        A CPU tensor for each text: (words, hidden_size), without the sentence boundaries; with `layers="all"`
+        (num_hidden_layers + 1, words, hidden_size); pooled, without the dimension of the words.
+
+    Raises:
+        `EmbeddingError`: a choice that there is not.
+    """
+    check_choices(layers, pooling, model.config.num_hidden_layers)
+    words = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
+    for window in windows(words, words_per_window):
+        yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)
+
+
+def check_choices(layers: str | int, pooling: str | None, num_hidden_layers: int):
+    """Raise an `EmbeddingError` unless there are such layers and such a pooling."""
+    is_number = isinstance(layers, int) and -num_hidden_layers - 1 <= layers <= num_hidden_layers
+    if layers not in LAYERS and not is_number:
+        raise EmbeddingError(f"layers must be one of {', '.join(LAYERS)} or 0 to {num_hidden_layers}, not {layers!r}")
+    if pooling is not None and pooling not in POOLINGS:
+        raise EmbeddingError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+
+
+def windows(texts: Iterable[list[str]], num_words: int) -> Iterator[list[list[str]]]:
+    """Texts that follow each other, until they have `num_words` words; a text counts its boundaries."""
+    window: list[list[str]] = []
+    count = 0
+    for text in texts:
+        window.append(text)
+        count += len(text) + 2
+        if count >= num_words:
+            yield window
+            window, count = [], 0
+    if window:
+        yield window
+
+
+@torch.inference_mode()
+def embed_window(
+    texts: list[list[str]],
+    model: ElmoModel,
+    tokenizer: ElmoTokenizer,
+    layers: str | int,
+    pooling: str | None,
+    dtype: torch.dtype,
+    words_per_batch: int,
+    on_batch: Callable[[int, int], object] = lambda texts, words: None,
+) -> list[Tensor]:
+    """`embed` for one window of split texts; `on_batch` is told of the texts and words of each batch."""
+    by_length = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+    results: list[Tensor] = [torch.empty(0)] * len(texts)
+    was_training = model.training
+    model.eval()
+    try:
+        for numbers in batches(by_length, [len(text) + 2 for text in texts], words_per_batch):
+            batch = [texts[number] for number in numbers]
+            inputs = tokenizer(batch, is_split_into_words=True, padding=True, return_tensors="pt")
+            output = model(**inputs.to(model.device), output_hidden_states=True)
+            chosen = choose_layers(output, layers)  # ([layers,] batch, words, hidden_size)
+            for row, number in enumerate(numbers):
+                vectors = chosen[..., row, 1 : len(texts[number]) + 1, :]  # without <S> and </S>
+                results[number] = pool(vectors, pooling).to("cpu", dtype, copy=True)
+            on_batch(len(batch), sum(len(text) for text in batch))
+    finally:
+        model.train(was_training)
+    return results
+
+
+def batches(by_length: list[int], lengths: list[int], num_words: int) -> Iterator[list[int]]:
+    """Cut `by_length` into batches of at most `num_words` words, or of one text that is longer."""
+    batch: list[int] = []
+    count = 0
+    for number in by_length:
+        if batch and count + lengths[number] > num_words:
+            yield batch
+            batch, count = [], 0
+        batch.append(number)
+        count += lengths[number]
+    if batch:
+        yield batch
+
+
+def choose_layers(output, layers: str | int) -> Tensor:
+    """(batch, words, hidden_size), or all layers (num_hidden_layers + 1, batch, words, hidden_size)."""
+    if layers == "mix":
+        return output.scalar_mix
+    if layers == "top":
+        return output.last_hidden_state
+    if isinstance(layers, int):
+        return output.hidden_states[layers]
+    stacked = torch.stack(output.hidden_states)
+    return stacked if layers == "all" else stacked.mean(0)
+
+
+def pool(vectors: Tensor, pooling: str | None) -> Tensor:
+    """(..., words, dim) -> (..., dim), zeros if there are no words; unchanged without `pooling`."""
+    if pooling is None:
+        return vectors
+    if vectors.shape[-2] == 0:
+        return vectors.new_zeros(*vectors.shape[:-2], vectors.shape[-1])
+    return vectors.float().mean(-2) if pooling == "mean" else vectors.amax(-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_elmo.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder or Hub name of an ELMo model with its tokenizer")
+    parser.add_argument(
+        "input", help="text files (a sentence a line, also .gz and patterns), or .parquet, .jsonl, .csv"
+    )
+    parser.add_argument("output", type=Path, help="folder to write, or a .hdf5 file")
+    parser.add_argument("--layers", default="mix", help=f"{', '.join(LAYERS)} or the number of a layer (default: mix)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="one vector a text instead of one a word")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written vectors")
+    parser.add_argument("--format", choices=FORMATS, help="default: hdf5 for .hdf5 and .h5, else parquet")
+    parser.add_argument("--model_dtype", choices=DTYPES, default="float32", help="in which the model computes")
+    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
+    parser.add_argument("--column", help="which column of a table to embed: texts, or lists of words")
+    parser.add_argument("--words_per_batch", type=int, default=2048)
+    parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")
+    parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
+    arguments = parser.parse_args(argv)
+    if arguments.layers.lstrip("-").isdigit():
+        arguments.layers = int(arguments.layers)
+    if arguments.format is None:
+        arguments.format = "hdf5" if arguments.output.suffix in (".hdf5", ".h5") else "parquet"
+    if min(arguments.words_per_batch, arguments.words_per_part) < 1:
+        parser.error("--words_per_batch and --words_per_part must be at least 1")
+    if arguments.dtype == "bfloat16" and arguments.format != "safetensors":
+        parser.error(f"{arguments.format} has no bfloat16: take --dtype float16, or --format safetensors")
+    return arguments
+
+
+def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: ReadingReport) -> Iterator[list[str]]:
+    """The words of each text of the input, also of the empty ones, so that numbers stay those of the lines."""
+    split = str.split if arguments.pre_tokenized else tokenizer.split_words
+    files = find_files([arguments.input])
+    kind = TABLES.get(Path(files[0]).suffix)
+    if kind is None:
+        yield from (split(line) for line in read_lines(files, report))
+        return
+    from datasets import load_dataset
+
+    table = load_dataset(kind, data_files=files, split="train", streaming=True)
+    for row in table:
+        if arguments.column not in row:
+            raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
+        value = row[arguments.column]
+        yield split(value) if isinstance(value, str) else [str(word) for word in value or ()]
+
+
+def load(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer]:
+    """Model and tokenizer.
+
+    Raises:
+        `EmbeddingError`: a folder without them, or with a model that is not an ELMo.
+    """
+    try:
+        tokenizer = ElmoTokenizer.from_pretrained(arguments.model)
+        model: Any = ElmoModel.from_pretrained(arguments.model, dtype=DTYPES[arguments.model_dtype])
+    except (OSError, ValueError) as error:
+        raise EmbeddingError(f"{arguments.model} has no ELMo model with its tokenizer: {error}") from error
+    check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def settings_of(arguments: argparse.Namespace, model: ElmoModel) -> dict[str, Any]:
+    """What the parts depend on: choices, weights, and the input's files by size and time."""
+    names = ("layers", "pooling", "dtype", "model_dtype", "pre_tokenized", "column", "words_per_part")
+    stats = [(str(Path(name).resolve()), Path(name).stat()) for name in find_files([arguments.input])]
+    return {
+        **{name: getattr(arguments, name) for name in names},
+        "weights": fingerprint(model),
+        "input": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+
+
+def run(arguments: argparse.Namespace):
+    """Embed the input. Each process writes every n-th part, and the main one puts them together."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    model, tokenizer = load(arguments)
+    settings = settings_of(arguments, model)
+    with state.main_process_first():
+        overwrite = arguments.overwrite and state.is_main_process
+        folder = EmbeddingFolder(arguments.output, arguments.format, settings, overwrite)
+        folder.start()
+    model.to(state.device)
+    start = time.perf_counter()
+    report, counts = ReadingReport(), Counter[str]()
+    total = count_texts(arguments) if state.is_main_process else None
+    with tqdm(total=total, unit=" texts", desc="embedding", disable=not state.is_main_process) as bar:
+
+        def on_batch(texts: int, words: int):
+            counts["words"] += words
+            bar.set_postfix_str(f"{counts['words'] / (time.perf_counter() - start):,.0f} words/s", refresh=False)
+            bar.update(texts)
+
+        for number, window in enumerate(windows(read_texts(arguments, tokenizer, report), arguments.words_per_part)):
+            is_mine = number % state.num_processes == state.process_index
+            if is_mine and not folder.has(number):
+                embeddings = embed_window(
+                    window, model, tokenizer, arguments.layers, arguments.pooling, DTYPES[arguments.dtype],
+                    arguments.words_per_batch, on_batch,
+                )  # fmt: skip
+                folder.write(number, Part(counts["texts"], window, embeddings, arguments.pooling is not None))
+                counts["cut"] += int(tokenizer.is_truncated([word for text in window for word in text]).sum())
+            else:
+                counts["found"] += is_mine
+                bar.update(len(window))
+            counts["texts"] += len(window)
+            counts["parts"] += 1
+    everyone = gather_object([counts])
+    if state.is_main_process:
+        for name in ("words", "cut", "found"):
+            counts[name] = sum(other[name] for other in everyone)
+        folder.finish(counts["parts"], progress=True)
+        print(summary(arguments, counts, report, time.perf_counter() - start))
+
+
+def count_texts(arguments: argparse.Namespace) -> int | None:
+    """How many lines the input has, for the time that is left; `None` for tables."""
+    files = find_files([arguments.input])
+    if Path(files[0]).suffix in TABLES:
+        return None
+    return sum(1 for _ in tqdm(read_lines(files, ReadingReport()), desc="counting", unit=" lines", leave=False))
+
+
+def summary(arguments: argparse.Namespace, counts: dict[str, int], report: ReadingReport, seconds: float) -> str:
+    """What was done, in lines."""
+    lines = [f"{arguments.output}: {counts['texts']:,} texts in {counts['parts']:,} parts"]
+    if counts["found"]:
+        lines.append(f"{counts['found']:,} parts had been there already")
+    if counts["words"]:
+        lines.append(f"{counts['words']:,} words in {seconds:,.1f} s, {counts['words'] / seconds:,.0f} words/s")
+    if counts["cut"]:
+        lines.append(f"{counts['cut']:,} words were longer than the model reads and were cut, as in its training")
+    if report.invalid_utf8_sequences:
+        lines.append(f"{report.invalid_utf8_sequences:,} invalid UTF-8 sequences were read as U+FFFD")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    arguments = parse_arguments(argv)
+    try:
+        run(arguments)
+    except (EmbeddingError, DataError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

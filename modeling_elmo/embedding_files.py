@@ -1,0 +1,210 @@
+"""Embeddings on disk: parts that appear whole or not at all, in Parquet, safetensors or AllenNLP's HDF5 layout.
+
+A folder of parts can be gone on with after an interruption: a part that is there is complete, and a hidden file tells
+with which settings the parts were made.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+FORMATS = ("parquet", "safetensors", "hdf5")
+SETTINGS = ".embed.json"
+
+
+class EmbeddingError(ValueError):
+    """Something that keeps texts from being embedded; the message says what is wrong and the way out."""
+
+
+class Part(NamedTuple):
+    """Texts that follow each other in the input.
+
+    `texts`: the words of each text. `embeddings`: a tensor for each text, (words, dim), with all layers
+    (layers, words, dim), pooled (dim,) or (layers, dim). `first`: the number of the first text.
+    """
+
+    first: int
+    texts: list[list[str]]
+    embeddings: list[Tensor]
+    pooled: bool
+
+
+class EmbeddingFolder:
+    """Where the parts of one input go.
+
+    Args:
+        output: a folder for the formats "parquet" and "safetensors"; for "hdf5" the file that `finish` puts together.
+        file_format: one of `FORMATS`.
+        settings: what the embeddings depend on, as JSON can hold it.
+
+    Raises:
+        `EmbeddingError`: `output` holds something else, or embeddings made with other settings.
+    """
+
+    def __init__(self, output: str | Path, file_format: str, settings: dict[str, Any], overwrite: bool = False):
+        self.output, self.format = Path(output), file_format
+        self.folder = self.output
+        if file_format == "hdf5":
+            self.folder = self.output.with_name(f".{self.output.name}.parts")
+        self.settings = {**settings, "format": file_format}
+        if overwrite:
+            self._remove_earlier()
+        self._check()
+
+    def _remove_earlier(self):
+        if (self.folder / SETTINGS).is_file():
+            shutil.rmtree(self.folder)
+        if self.format == "hdf5" and self.output.is_file():
+            self.output.unlink()
+
+    def _check(self):
+        if self.format == "hdf5" and self.output.exists():
+            raise EmbeddingError(f"{self.output} exists: choose another file, or replace it with --overwrite")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise EmbeddingError(
+                f"{self.folder} is a file, but a folder of parts is to be written: choose another name"
+            )
+        written = self.folder / SETTINGS
+        if written.is_file():
+            earlier = json.loads(written.read_text())
+            different = [
+                f"{name} ({earlier.get(name)!r}, now {self.settings.get(name)!r})"
+                for name in sorted({*earlier, *self.settings})
+                if earlier.get(name) != self.settings.get(name)
+            ]
+            if different:
+                raise EmbeddingError(
+                    f"{self.folder} holds embeddings that differ in {', '.join(different)}: choose another output, or "
+                    "replace them with --overwrite"
+                )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise EmbeddingError(f"{self.folder} holds other files: choose a new or empty folder")
+
+    def start(self):
+        """Make the folder and write down the settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(self.settings, indent=2) + "\n"))
+
+    def path(self, number: int) -> Path:
+        """The file of a part."""
+        return self.folder / f"part-{number:06}.{self.format}"
+
+    def has(self, number: int) -> bool:
+        """Whether a part is written."""
+        return self.path(number).is_file()
+
+    def write(self, number: int, part: Part):
+        """Write a part; it appears when it is complete."""
+        writer = {"parquet": _write_parquet, "safetensors": _write_safetensors, "hdf5": _write_hdf5}[self.format]
+        _write_whole(self.path(number), lambda path: writer(path, part))
+
+    def finish(self, num_parts: int, progress: bool = False):
+        """Put the parts of an HDF5 file together and remove them; the other formats stay as they are."""
+        if self.format != "hdf5":
+            return
+        paths = [self.path(number) for number in range(num_parts)]
+        _write_whole(self.output, lambda path: _merge_hdf5(path, paths, progress))
+        shutil.rmtree(self.folder)
+
+
+def _write_whole(path: Path, write):
+    """Let `write` fill a scratch file that then takes the place of `path`."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, part: Part):
+    """Columns `words` and `embeddings`; the innermost lists have a fixed length and are read as arrays."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    dim = part.embeddings[0].shape[-1]
+    flat = torch.cat([embedding.reshape(-1, dim) for embedding in part.embeddings]).numpy()  # (rows, dim)
+    values: Any = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dim)
+    shapes = [embedding.shape[:-1] for embedding in part.embeddings]
+    for axis in reversed(range(len(shapes[0]))):
+        # Every text has as many lists at this depth as the product of its lengths above.
+        lengths = [shape[axis] for shape in shapes for _ in range(int(np.prod(shape[:axis])))]
+        values = pa.LargeListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), values)
+    words = pa.array(part.texts, type=pa.list_(pa.string()))
+    parquet.write_table(
+        pa.table({"words": words, "embeddings": values}),
+        path,
+        compression="none",
+        use_dictionary=["words.list.element"],
+    )
+
+
+def _write_safetensors(path: Path, part: Part):
+    """`embeddings`: all texts behind each other along the words; `starts`: where each begins, and the end."""
+    if part.pooled:
+        tensors = {"embeddings": torch.stack(part.embeddings)}
+    else:
+        lengths = torch.tensor([embedding.shape[-2] for embedding in part.embeddings])
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+        tensors = {"embeddings": torch.cat(part.embeddings, dim=-2), "starts": starts}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _write_hdf5(path: Path, part: Part):
+    """The layout of AllenNLP's `elmo` command: a data set for each text, named by its number."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for number, embedding in enumerate(part.embeddings, part.first):
+            file.create_dataset(str(number), data=embedding.numpy())
+        file.create_dataset("texts", data=json.dumps([" ".join(words) for words in part.texts]))
+
+
+def _merge_hdf5(path: Path, parts: list[Path], progress: bool):
+    import h5py
+
+    index: dict[str, str] = {}
+    with h5py.File(path, "w") as merged:
+        for part in tqdm(parts, desc="putting together", unit=" parts", disable=not progress):
+            with h5py.File(part) as file:
+                names = sorted((name for name in file if name != "texts"), key=int)
+                for name, text in zip(names, json.loads(file["texts"][()]), strict=True):
+                    merged.create_dataset(name, data=file[name][...])
+                    index[text] = name
+        texts = merged.create_dataset("sentence_to_index", (1,), dtype=h5py.special_dtype(vlen=str))
+        texts[0] = json.dumps(index)
+
+
+def read_parts(folder: str | Path) -> Iterator[Tensor]:
+    """The embeddings of a folder of safetensors parts, a tensor for each text, in the order of the input."""
+    from safetensors import safe_open
+
+    for path in sorted(Path(folder).glob("part-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            embeddings = file.get_tensor("embeddings")
+            if "starts" not in file.keys():  # noqa: SIM118 - no mapping
+                yield from embeddings
+                continue
+            starts = file.get_tensor("starts").tolist()
+        for start, end in itertools.pairwise(starts):
+            yield embeddings[..., start:end, :]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of the weights that goes with the settings."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,324 @@
+"""Bulk embedding: against the model one text at a time, and the files against the function."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor
+
+from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo import embed as embed_module
+from modeling_elmo.embed import batches, embed, main, windows
+from modeling_elmo.embedding_files import EmbeddingError, read_parts
+
+LINES = [
+    "Don't panic!",
+    "It rains .",
+    "",
+    "naïve " * 30,
+    "a",
+    "x" * 70,
+    *(" ".join(f"word{number}" for number in range(length)) for length in (3, 1, 12, 5, 7, 2, 9, 4)),
+    "It rains .",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model of random weights, large enough for the layers to differ, with its tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = ElmoModel(ElmoConfig(**TINY))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(path)
+    ElmoTokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> ElmoModel:
+    return ElmoModel.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> ElmoTokenizer:
+    return ElmoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+def one_by_one(model: ElmoModel, tokenizer: ElmoTokenizer) -> list[list[Tensor]]:
+    """For each line, its scalar mix and its layers, (words, hidden_size) each."""
+    results = []
+    for line in LINES:
+        with torch.no_grad():
+            output = model(**tokenizer(line, return_tensors="pt"), output_hidden_states=True)
+        results.append([layer[0, 1:-1] for layer in (output.scalar_mix, *output.hidden_states)])
+    return results
+
+
+def assert_same(actual, expected, atol: float = 1e-5):
+    actual = list(actual)
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), other, rtol=0, atol=atol)
+
+
+# ---- the function
+
+
+@pytest.mark.parametrize(
+    "budgets", [{}, {"words_per_batch": 20, "words_per_window": 50}, {"words_per_batch": 1}], ids=str
+)
+@pytest.mark.parametrize("pooling", [None, "mean", "max"])
+@pytest.mark.parametrize("layers", ["mix", "top", "average", "all", 0, 1, -1])
+def test_equals_the_model_one_text_at_a_time(layers, pooling, budgets, model, tokenizer):
+    def expected(mix: Tensor, *stack: Tensor) -> Tensor:
+        if layers == "mix":
+            chosen = mix
+        elif layers == "average":
+            chosen = sum(stack) / len(stack)
+        else:
+            chosen = torch.stack(stack) if layers == "all" else stack[-1 if layers == "top" else layers]
+        if pooling is None:
+            return chosen
+        if chosen.shape[-2] == 0:
+            return chosen.sum(-2)
+        return chosen.mean(-2) if pooling == "mean" else chosen.max(-2).values
+
+    actual = embed(LINES, model, tokenizer, layers=layers, pooling=pooling, **budgets)
+    assert_same(actual, [expected(*layers_of_line) for layers_of_line in one_by_one(model, tokenizer)])
+
+
+def test_split_words_and_strings_and_dtypes(model, tokenizer):
+    words = [tokenizer.split_words(line) for line in LINES]
+    expected = list(embed(LINES, model, tokenizer))
+    assert_same(embed(words, model, tokenizer), expected, atol=0)
+    half = list(embed(words, model, tokenizer, dtype=torch.float16))
+    assert {vectors.dtype for vectors in half} == {torch.float16}
+    assert_same((vectors.float() for vectors in half), expected, atol=2e-3)
+
+
+def test_a_training_model_goes_on_training(model, tokenizer):
+    model.train()
+    assert_same(embed(LINES, model, tokenizer), [mix for mix, *_ in one_by_one(model.eval(), tokenizer)])
+    model.train()
+    list(embed(LINES[:1], model, tokenizer))
+    assert model.training
+    model.eval()
+
+
+def test_texts_are_read_as_they_are_needed(model, tokenizer):
+    """An endless source: no more of it is read than a window."""
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield ["a", "b", "c"]
+
+    results = embed(endless(), model, tokenizer, words_per_window=50, words_per_batch=10)
+    for _ in range(25):
+        next(results)
+    assert len(read) == 30
+
+
+def test_budgets():
+    texts = [["w"] * length for length in (3, 8, 1, 1, 20, 2)]
+    assert [[len(text) for text in window] for window in windows(texts, 12)] == [[3, 8], [1, 1, 20], [2]]
+    lengths = [len(text) for text in texts]
+    order = [4, 1, 0, 5, 2, 3]
+    assert list(batches(order, lengths, 11)) == [[4], [1, 0], [5, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [({"layers": "last"}, "mix, top, average, all"), ({"layers": 3}, "0 to 2"), ({"pooling": "sum"}, "mean, max")],
+    ids=str,
+)
+def test_choices_that_there_are_not(choice, message, model, tokenizer):
+    with pytest.raises(EmbeddingError, match=message):
+        list(embed(LINES, model, tokenizer, **choice))
+
+
+# ---- the command
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def read_parquet(output: Path):
+    from datasets import load_dataset
+
+    return load_dataset(str(output), split="train", cache_dir=str(output.parent / "cache")).with_format("numpy")
+
+
+def assert_same_parts(folder: Path, other: Path):
+    """The same files, with the same words and, but for rounding, vectors."""
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in other.iterdir())
+    paths = sorted(folder.glob("*.parquet"))
+    assert len(paths) == 4
+    for path in paths:
+        tables = [pyarrow.parquet.read_table(name) for name in (path, other / path.name)]
+        assert tables[0]["words"] == tables[1]["words"]
+        flat = [torch.tensor(table["embeddings"].combine_chunks().flatten().flatten().to_numpy()) for table in tables]
+        torch.testing.assert_close(*flat, rtol=0, atol=1e-5)
+
+
+def test_parquet(folder, corpus, tmp_path, model, tokenizer, capsys):
+    assert run(folder, corpus, tmp_path / "out", "--words_per_part", 40, "--words_per_batch", 20) == 0
+    rows = read_parquet(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.parquet"))) > 2
+    assert [list(words) for words in rows["words"]] == [tokenizer.split_words(line) for line in LINES]
+    expected = list(embed(LINES, model, tokenizer))
+    assert_same([row["embeddings"].astype(np.float32).reshape(-1, 12) for row in rows], expected)
+    printed = capsys.readouterr().out
+    assert f"{len(LINES)} texts" in printed and "1 words were longer than the model reads" in printed
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+@pytest.mark.parametrize("layers", ["mix", "all"])
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_shapes_of_parts(file_format, layers, pooling, folder, corpus, tmp_path, model, tokenizer):
+    options = ["--layers", layers, "--format", file_format, "--words_per_part", 60]
+    assert run(folder, corpus, tmp_path / "out", *options, *(["--pooling", pooling] if pooling else [])) == 0
+    expected = list(embed(LINES, model, tokenizer, layers=layers, pooling=pooling))
+    if file_format == "safetensors":
+        assert_same(read_parts(tmp_path / "out"), expected)
+        return
+    table = pyarrow.parquet.read_table(tmp_path / "out")
+    rows = [np.array(row, dtype=np.float32) for row in table["embeddings"].to_pylist()]
+    assert_same((row.reshape(tuple(other.shape)) for row, other in zip(rows, expected, strict=True)), expected)
+
+
+def test_bfloat16(folder, corpus, tmp_path, model, tokenizer, capsys):
+    options = ["--dtype", "bfloat16", "--model_dtype", "bfloat16"]
+    assert run(folder, corpus, tmp_path / "out", "--format", "safetensors", *options) == 0
+    for vectors, expected in zip(read_parts(tmp_path / "out"), embed(LINES, model, tokenizer), strict=True):
+        assert vectors.dtype == torch.bfloat16
+        if len(expected):
+            assert torch.cosine_similarity(vectors.float(), expected, dim=-1).mean() > 0.999
+    with pytest.raises(SystemExit) as error:
+        run(folder, corpus, tmp_path / "other", *options)
+    assert error.value.code == 2 and "parquet has no bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layers", "dims"), [("all", 3), ("average", 2)])
+def test_hdf5_in_allennlps_layout(layers, dims, folder, corpus, tmp_path, model, tokenizer):
+    h5py = pytest.importorskip("h5py")
+    output = tmp_path / "out.hdf5"
+    assert run(folder, corpus, output, "--layers", layers, "--words_per_part", 40, "--pre_tokenized") == 0
+    expected = list(embed([line.split() for line in LINES], model, tokenizer, layers=layers))
+    with h5py.File(output) as file:
+        assert set(file) == {*map(str, range(len(LINES))), "sentence_to_index"}
+        assert file["0"].dtype == np.float32 and file["0"].ndim == dims
+        assert_same([file[str(number)][...] for number in range(len(LINES))], expected)
+        index = json.loads(file["sentence_to_index"][0])
+    assert index["Don't panic!"] == "0" and index["naïve " * 29 + "naïve"] == "3" and len(index) == len(set(LINES))
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.hdf5"], "no parts are left"
+
+
+def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch):
+    options = ["--words_per_part", 30, "--words_per_batch", 20]
+    assert run(folder, corpus, tmp_path / "whole", *options) == 0
+    original, done = embed_module.embed_window, []
+
+    def interrupted(*args):
+        done.append(1)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(embed_module, "embed_window", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, corpus, tmp_path / "out", *options)
+    parts = sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
+    assert parts == [f"part-{number:06}.parquet" for number in range(3)]
+    assert run(folder, corpus, tmp_path / "out", *options) == 0
+    assert_same_parts(tmp_path / "out", tmp_path / "whole")
+    assert len(done) == 4 + 1, "parts that were there are not computed again"
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".part")]
+
+
+def test_other_settings_or_input_are_not_mixed_in(folder, corpus, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(folder, corpus, output) == 0
+    assert run(folder, corpus, output) == 0
+    assert "1 parts had been there already" in capsys.readouterr().out
+    assert run(folder, corpus, output, "--layers", "top") == 2
+    assert "differ in layers ('mix', now 'top')" in capsys.readouterr().err
+    corpus.write_text(corpus.read_text() + "more\n")
+    assert run(folder, corpus, output) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(folder, corpus, output, "--overwrite") == 0
+    assert len(read_parquet(output)) == len(LINES) + 1
+
+
+def test_a_changed_model_is_another_setting(folder, corpus, tmp_path, capsys):
+    changed = tmp_path / "model"
+    shutil.copytree(folder, changed)
+    assert run(changed, corpus, tmp_path / "out") == 0
+    model = ElmoModel.from_pretrained(changed)
+    torch.nn.init.zeros_(model.word_encoder.projection.bias[:1])
+    model.save_pretrained(changed)
+    assert run(changed, corpus, tmp_path / "out") == 2
+    assert "weights" in capsys.readouterr().err
+
+
+def test_tables(folder, tmp_path, model, tokenizer, capsys):
+    table = tmp_path / "in.jsonl"
+    rows = [{"id": number, "text": line, "tokens": line.split()} for number, line in enumerate(LINES)]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    for column, texts in (("text", LINES), ("tokens", [line.split() for line in LINES])):
+        assert run(folder, table, tmp_path / column, "--column", column, "--format", "safetensors") == 0
+        assert_same(read_parts(tmp_path / column), list(embed(texts, model, tokenizer)))
+    capsys.readouterr()
+    assert run(folder, table, tmp_path / "other") == 2
+    assert "set --column to one of ['id', 'text', 'tokens']" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "no model": (["{tmp}/nothing", "{corpus}", "{tmp}/out"], "has no ELMo model"),
+    "no input": (["{folder}", "{tmp}/nothing.txt", "{tmp}/out"], "no file is named"),
+    "no such layer": (["{folder}", "{corpus}", "{tmp}/out", "--layers", "7"], "0 to 2"),
+    "folder with other files": (["{folder}", "{corpus}", "{tmp}"], "holds other files"),
+    "file in the way": (["{folder}", "{corpus}", "{corpus}"], "is a file"),
+    "hdf5 in the way": (["{folder}", "{corpus}", "{corpus}", "--format", "hdf5"], "--overwrite"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_in_a_line(arguments, message, folder, corpus, tmp_path, capsys):
+    before = corpus.read_bytes()
+    assert run(*(text.format(tmp=tmp_path, corpus=corpus, folder=folder) for text in arguments)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert corpus.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
+    options = ["--words_per_part", "30"]
+    assert run(folder, corpus, tmp_path / "one", *options) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    arguments = ["modeling_elmo.embed", str(folder), str(corpus), str(tmp_path / "two"), *options]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(LINES)} texts" in done.stdout
+    assert_same_parts(tmp_path / "two", tmp_path / "one")
