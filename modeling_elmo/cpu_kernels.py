@@ -77,17 +77,17 @@ static inline float clip(float x, float bound) { return x > bound ? bound : x < 
 
 # `bound` is infinite where nothing is clipped.
 CELL = r"""
-/* The cell of both directions. gates and recurrent (2, rows, 4 * dim): what the inputs and what the recurrence give to
-   i, f, g, o; with `keep`, gates holds the activated ones afterwards. cell (2, rows, dim) -> new_cell, which may be the
+/* The cell of both directions. gates, recurrent (2, rows, 4 * dim) and bias (2, 4 * dim) together are i, f, g, o; with
+   `keep`, gates holds the activated ones afterwards. cell (2, rows, dim) -> new_cell, which may be the
    same. output = sigmoid(o) * tanh(new_cell). */
 static inline void forward_row_REAL(int64_t dim, float bound, const int keep, REAL *restrict g, const REAL *restrict r,
-                                    const float *c, float *new_c, REAL *restrict out) {
+                                    const REAL *restrict b, const float *c, float *new_c, REAL *restrict out) {
     #pragma omp simd
     for (int64_t k = 0; k < dim; k++) {
-        float in = sigmoid(load_REAL(g + k) + load_REAL(r + k));
-        float forget = sigmoid(load_REAL(g + dim + k) + load_REAL(r + dim + k));
-        float candidate = tanh_(load_REAL(g + 2 * dim + k) + load_REAL(r + 2 * dim + k));
-        float out_gate = sigmoid(load_REAL(g + 3 * dim + k) + load_REAL(r + 3 * dim + k));
+        float in = sigmoid(load_REAL(g + k) + load_REAL(r + k) + load_REAL(b + k));
+        float forget = sigmoid(load_REAL(g + dim + k) + load_REAL(r + dim + k) + load_REAL(b + dim + k));
+        float candidate = tanh_(load_REAL(g + 2 * dim + k) + load_REAL(r + 2 * dim + k) + load_REAL(b + 2 * dim + k));
+        float out_gate = sigmoid(load_REAL(g + 3 * dim + k) + load_REAL(r + 3 * dim + k) + load_REAL(b + 3 * dim + k));
         float value = clip(fmaf(forget, c[k], in * candidate), bound);
         new_c[k] = value;
         store_REAL(out + k, out_gate * tanh_(value));
@@ -101,8 +101,9 @@ static inline void forward_row_REAL(int64_t dim, float bound, const int keep, RE
 }
 
 void cell_forward_REAL(int64_t rows, int64_t dim, float bound, int keep, REAL *gates, int64_t gates_stride,
-                       const REAL *recurrent, int64_t recurrent_stride, const float *cell, int64_t cell_stride,
-                       float *new_cell, int64_t new_cell_stride, REAL *output, int64_t output_stride) {
+                       const REAL *recurrent, int64_t recurrent_stride, const REAL *bias, int64_t bias_stride,
+                       const float *cell, int64_t cell_stride, float *new_cell, int64_t new_cell_stride,
+                       REAL *output, int64_t output_stride) {
     #pragma omp parallel for schedule(static) if (rows * dim >= 2048)
     for (int64_t row = 0; row < 2 * rows; row++) {
         int64_t side = row / rows, place = row % rows;
@@ -111,8 +112,9 @@ void cell_forward_REAL(int64_t rows, int64_t dim, float bound, int keep, REAL *g
         const float *c = cell + side * cell_stride + place * dim;
         float *new_c = new_cell + side * new_cell_stride + place * dim;
         REAL *out = output + side * output_stride + place * dim;
-        if (keep) forward_row_REAL(dim, bound, 1, g, r, c, new_c, out);
-        else forward_row_REAL(dim, bound, 0, g, r, c, new_c, out);
+        const REAL *b = bias + side * bias_stride;
+        if (keep) forward_row_REAL(dim, bound, 1, g, r, b, c, new_c, out);
+        else forward_row_REAL(dim, bound, 0, g, r, b, c, new_c, out);
     }
 }
 
@@ -160,17 +162,18 @@ class CellKernels:
 
     def __init__(self, library: ctypes.CDLL, name: str):
         self._forward = getattr(library, f"cell_forward_{name}")
-        self._forward.argtypes = [INT64, INT64, FLOAT, INT, *([POINTER, INT64] * 5)]
+        self._forward.argtypes = [INT64, INT64, FLOAT, INT, *([POINTER, INT64] * 6)]
         self._backward = getattr(library, f"cell_backward_{name}")
         self._backward.argtypes = [INT64, INT64, FLOAT, *([POINTER, INT64] * 6)]
         self._forward.restype = self._backward.restype = None
 
     def forward(
-        self, gates: Tensor, recurrent: Tensor, cell: Tensor, new_cell: Tensor, output: Tensor, bound: float, keep: bool
-    ):
+        self, gates: Tensor, recurrent: Tensor, bias: Tensor, cell: Tensor, new_cell: Tensor, output: Tensor,
+        bound: float, keep: bool,
+    ):  # fmt: skip
         """As `cell_forward` in lstm_ops.py."""
         _, rows, dim = output.shape
-        tensors = (gates, recurrent, cell, new_cell, output)
+        tensors = (gates, recurrent, bias, cell, new_cell, output)
         self._forward(rows, dim, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
 
     def backward(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -92,13 +93,54 @@ def sampled_softmax_loss(
         (words,) float32.
     """
     ids = negatives.ids.to(targets.device)
-    correction = sampler.expected_count(targets, negatives.tries).log().float()  # (words,)
-    target_logits = (hidden * F.embedding(targets, weight)).sum(1) + bias[targets] - correction
-    correction = sampler.expected_count(ids, negatives.tries).log().float()  # (samples,)
-    logits = F.linear(hidden, F.embedding(ids, weight), bias[ids]) - correction  # (words, samples)
-    logits = logits.masked_fill(targets[:, None] == ids, -torch.inf)
-    logits = torch.cat([target_logits[:, None], logits], dim=1).float()  # (words, 1 + samples)
-    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+    # Looked up together, since each look-up has a gradient as large as the vocabulary.
+    both = torch.cat([targets, ids])  # (words + samples,)
+    rows = F.embedding(both, weight).split([len(targets), len(ids)])
+    biases = (bias[both] - sampler.expected_count(both, negatives.tries).log().float()).split([len(targets), len(ids)])
+    target_logits = (hidden * rows[0]).sum(1) + biases[0]  # (words,)
+    return _SharedSoftmax.apply(hidden, rows[1], biases[1].to(hidden.dtype), target_logits, find_in(targets, ids))
+
+
+def find_in(targets: Tensor, ids: Tensor) -> Tensor:
+    """Where each target is in `ids`, whose entries differ, and -1 where it is not: (words,), (samples,) -> (words,)."""
+    ordered, order = ids.sort()
+    place = torch.searchsorted(ordered, targets).clamp(max=len(ids) - 1)
+    return torch.where(ordered[place] == targets, order[place], -1)
+
+
+class _SharedSoftmax(torch.autograd.Function):
+    """Loss over a logit of each word's own and logits that all words share, with one matrix in memory and few passes.
+
+    The gradient of the shared logits is softmax times the loss's gradient, which is multiplied into the small matrices
+    instead of the large one.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target_logits, own):
+        logits = torch.addmm(bias, hidden, weight.T).float()  # (words, samples)
+        rows = (own >= 0).nonzero()[:, 0]
+        logits[rows, own[rows]] = -torch.inf
+        target_logits = target_logits.float()
+        top = torch.maximum(logits.amax(1), target_logits)  # (words,)
+        exps = logits.sub_(top[:, None]).exp_()
+        target_exps = (target_logits - top).exp()
+        total = exps.sum(1) + target_exps  # (words,)
+        ctx.save_for_backward(hidden, weight, exps.to(hidden.dtype), target_exps, total)
+        return total.log() + top - target_logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_losses):
+        hidden, weight, exps, target_exps, total = ctx.saved_tensors
+        scale = d_losses / total  # (words,)
+        rows = scale[:, None].to(hidden.dtype)
+        return (
+            (exps @ weight) * rows,
+            exps.T @ (hidden * rows),
+            (exps.T @ rows)[:, 0],
+            (target_exps * scale - d_losses).to(hidden.dtype),
+            None,
+        )
 
 
 def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -229,12 +229,14 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
     assert_all_close(gradients, expected_gradients, **TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 2**30])
 @pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel"])
-def test_inference_equals_training(path, monkeypatch):
+def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     """Without gradients other buffers are used; with many rows the kernel runs on several threads."""
     choose_path(monkeypatch, path)
+    monkeypatch.setattr("modeling_elmo.lstm_ops.HOISTED_BYTES", hoisted_bytes)
     lengths = [9, 2, 0, 5, 5] * 20
-    lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19, chunk_size=2)
+    lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19, chunk_size=4)
     streams, state = make_inputs(lstm, lengths, torch.float32)
     expected, final = run(lstm, streams, lengths, state)
     with torch.no_grad():

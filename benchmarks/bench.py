@@ -1,0 +1,360 @@
+"""How fast ELMo is on this machine, against what else there is and against the limit. `make bench`, or
+
+    python benchmarks/bench.py                          # all of it, 20 minutes and more
+    python benchmarks/bench.py --short                  # fewer sentences and rounds, under 8 minutes
+    python benchmarks/bench.py --only lstm latency      # some of it
+    python benchmarks/bench.py --plot speed.png         # words/s over batch size and length, with the limit
+
+Everything that is compared runs in turns in one session, and medians of the turns are divided: on a shared machine
+seconds mean little and ratios much. README.md beside this file says how to read the tables.
+"""
+
+import argparse
+import gzip
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from opponents import AllenNLP, Products, TorchLstm, plain_training_model
+from timing import Table, interleaved, lanes, random_model, seconds
+
+import modeling_elmo
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo.cpu_kernels import cell_kernels
+from modeling_elmo.embed import embed
+from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
+from modeling_elmo.lstm_ops import naive_lstm
+
+ROOT = Path(__file__).parents[1]
+TEXT = ROOT.parent / "shared/data/pretrain/validation.txt.gz"
+BROWN = ROOT.parent / "shared/fixtures/bilm_tf_brown"
+ORIGINAL_TRAINER = 2900  # words/s of the TensorFlow trainer on an idle machine with AVX-512 (issue 3 of this project)
+
+
+def dtypes() -> list[torch.dtype]:
+    """float32, and bfloat16 where oneDNN has products for it."""
+    return [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+
+
+def sentences(number: int) -> list[list[str]]:
+    """The first sentences of the validation text, split into words."""
+    if not TEXT.is_file():
+        raise SystemExit(f"bench.py: {TEXT} is not here: real sentences are needed to measure encoding")
+    with gzip.open(TEXT, "rt", encoding="utf-8") as lines:
+        return [line.split() for line, _ in zip(lines, range(number), strict=False)]
+
+
+def describe_machine(table: Table):
+    cpu = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
+    )
+    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "").split()
+    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    square = torch.randn(2048, 2048)
+    rate = 2 * 2048**3 / min(seconds(lambda: square @ square) for _ in range(5)) / 1e9
+    table.note(
+        f"machine: {cpu}, {torch.get_num_threads()} threads, {' '.join(units)}; square products {rate:.0f} GFLOP/s"
+    )
+    table.note(
+        f"commit {commit.strip()}, modeling_elmo {modeling_elmo.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}; LSTM cell {'compiled' if cell_kernels(torch.float32) else 'in torch'}"
+    )
+    if len(dtypes()) == 1:
+        table.note("bfloat16 is left out: this processor has no products for it, so it would be emulated")
+
+
+# ---- (a) encoding, and its accuracy
+
+
+def bench_encode(table: Table, short: bool, python: str | None):
+    for name, number in (("small", 600 if short else 2000), ("original", 160 if short else 2000)):
+        texts = sentences(number)
+        words = sum(map(len, texts))
+        model, tokenizer = random_model(name), ElmoTokenizer()
+        allennlp = AllenNLP(python, model) if python else None
+        models = {dtype: ElmoModel(model.config).eval() for dtype in dtypes()}
+        for dtype, copy in models.items():
+            copy.load_state_dict(model.state_dict())
+            copy.requires_grad_(False).to(dtype)
+
+        def ours(copy):
+            copy.word_encoder.cache._clear(None)  # as in a fresh process
+            for _ in embed(texts, copy, tokenizer, layers="all", dtype=copy.dtype):
+                pass
+
+        contestants = {dtype: lambda copy=copy: ours(copy) for dtype, copy in models.items()}
+        if allennlp:
+            batch = allennlp.best_batch(texts)
+            contestants["AllenNLP"] = lambda: allennlp.encode(texts, batch)
+        times = interleaved(contestants, rounds=2 if short else 3)
+        reference = times.get("AllenNLP")
+        if reference:
+            table.row(f"encode, {name}", f"AllenNLP, batch {batch}", "float32", words / reference, None)
+        for dtype in models:
+            table.row(
+                f"encode, {name}", "AllenNLP at its best batch", dtype, words / times[dtype], reference, times[dtype]
+            )
+        accuracy(table, name, model, models, tokenizer, texts[:6], allennlp)
+        if allennlp:
+            table.note(f"peak memory, encode {name}: AllenNLP {allennlp.memory() / 2**20:,.0f} MiB")
+            allennlp.close()
+        table.note(f"peak memory, encode {name}: ours {memory_of(name, number):,.0f} MiB")
+
+
+def accuracy(table: Table, name: str, model, models: dict, tokenizer, texts: list[list[str]], allennlp):
+    """Differences to the naive reference in float64, and to AllenNLP, over all layers."""
+    expected = [naive_layers(model, tokenizer, text) for text in texts]
+    for dtype, copy in models.items():
+        actual = list(embed(texts, copy, tokenizer, layers="all"))
+        cosines = [
+            torch.cosine_similarity(a.double(), b, dim=-1).flatten() for a, b in zip(actual, expected, strict=True)
+        ]
+        largest = max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
+        scale = torch.cat([b.flatten() for b in expected]).std()
+        table.note(
+            f"accuracy, {name}, {str(dtype)[6:]}: largest difference to the naive reference {largest:.1e} at standard "
+            f"deviation {scale:.2f}, mean cosine per word {torch.cat(cosines).mean():.6f}"
+        )
+    if allennlp:
+        layers = allennlp.first_batch(texts)  # (layers, texts, words, hidden_size) with boundaries
+        actual = list(embed(sorted(texts, key=len), models[torch.float32], tokenizer, layers="all"))
+        largest = max(
+            float((layers[:, row, 1 : vectors.shape[1] + 1] - vectors).abs().max())
+            for row, vectors in enumerate(actual)
+        )
+        table.note(f"accuracy, {name}, float32: largest difference to AllenNLP with the same weights {largest:.1e}")
+
+
+@torch.no_grad()
+def naive_layers(model: ElmoModel, tokenizer, text: list[str]) -> torch.Tensor:
+    """(layers, words, hidden_size) float64 by `naive_lstm`, from the word encoder's float64 vectors."""
+    double = ElmoModel(model.config).double()
+    double.load_state_dict(model.state_dict())
+    ids = tokenizer(text, is_split_into_words=True, return_tensors="pt")["input_ids"][0].long()
+    vectors = double.word_encoder(ids)  # (words, projection_dim)
+    sides = []
+    for side in (0, 1):
+        inputs = vectors if side == 0 else vectors.flip(0)
+        layers = [inputs]
+        for index, layer in enumerate(double.lstm.layers):
+            hidden, cell = inputs.new_zeros(inputs.shape[1]), inputs.new_zeros(model.config.lstm_dim)
+            weights = (weight[side] for weight in (layer.weight_ih, layer.weight_hh, layer.bias, layer.weight_hr))
+            clips = {"cell_clip": layer.cell_clip, "proj_clip": layer.proj_clip, "forget_bias": layer.forget_bias}
+            outputs, _, _ = naive_lstm(inputs, *weights, hidden, cell, **clips)
+            inputs = outputs + inputs if index > 0 and double.lstm.use_skip_connections else outputs
+            layers.append(inputs)
+        sides.append(torch.stack(layers if side == 0 else [layer.flip(0) for layer in layers]))
+    return torch.cat(sides, dim=-1)[:, 1:-1]
+
+
+def memory_of(name: str, number: int) -> float:
+    """MiB at the most of a process that encodes with the float32 model."""
+    command = [sys.executable, __file__, "--memory", name, str(number), "--threads", str(torch.get_num_threads())]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 2**20
+
+
+def print_memory(name: str, number: int):
+    import resource
+
+    for _ in embed(sentences(number), random_model(name), ElmoTokenizer(), layers="all"):
+        pass
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+# ---- (b) the LSTM alone
+
+
+class OurLstm:
+    """`ElmoLstm` with random inputs of `batch` texts of `steps` words."""
+
+    def __init__(self, config: ElmoConfig, batch: int, steps: int, dtype: torch.dtype):
+        self.lstm = ElmoLstm(config).eval()
+        for parameter in self.lstm.parameters():
+            torch.nn.init.uniform_(parameter, -0.05, 0.05)
+        self.lstm.to(dtype).requires_grad_(False)
+        self.packing = pack(torch.arange(batch) * steps, torch.full((batch,), steps))
+        layers, dim = config.num_hidden_layers, config.lstm_dim
+        hidden = torch.zeros(layers, 2, batch, config.projection_dim, dtype=dtype)
+        self.state = ElmoState(hidden, torch.zeros(layers, 2, batch, dim))
+        self.inputs = torch.randn(2, batch * steps, config.projection_dim, dtype=dtype)
+
+    @torch.no_grad()
+    def __call__(self):
+        self.lstm(self.inputs, self.packing, self.state)
+
+
+def bench_lstm(table: Table, short: bool):
+    for name, batches, steps in (("small", (1, 16, 64, 256), 20), ("original", (1, 64), 10)):
+        config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
+        for batch in batches:
+            for dtype in dtypes():
+                contestants = {
+                    "ours": OurLstm(config, batch, steps, dtype),
+                    "torch": TorchLstm(config, batch, steps, dtype),
+                    "limit": Products(config, batch, steps, dtype),
+                }
+                times = interleaved(contestants, rounds=5 if short else 9)
+                work, rate = f"LSTM, {name}, batch {batch}", batch * steps / times["ours"]
+                table.row(work, "nn.LSTM(proj_size)", dtype, rate, times["torch"], times["ours"])
+                table.row(work, "its products alone", dtype, rate, times["limit"], times["ours"])
+
+
+# ---- (c) training
+
+
+def bench_training(table: Table, short: bool):
+    config = ElmoConfig.from_json_file(ROOT / "configs/small.json")
+    config.lm_vocab_size, config.num_negative_samples = 50_000, 8192
+    batch = lanes(config, num_lanes=64, steps=20)
+    for dtype in dtypes():
+        ours = ElmoForPreTraining(config).train()
+        opponents = {
+            "nn.LSTM(proj_size), our word encoder": plain_training_model(config, every_word=False),
+            "nn.LSTM(proj_size), CNN on every word": plain_training_model(config, every_word=True),
+        }
+
+        def step(model, dtype=dtype):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = model(**batch).loss
+            loss.backward()
+            model.zero_grad()
+
+        contestants = {name: lambda model=model: step(model) for name, model in (("ours", ours), *opponents.items())}
+        times = interleaved(contestants, rounds=3 if short else 7)
+        for name in opponents:
+            table.row("training step, small, 64 x 20", name, dtype, 64 * 20 / times["ours"], times[name], times["ours"])
+
+
+def bench_brown(table: Table, short: bool):
+    """`train.py` with the options of bilm_tf_brown, as it is."""
+    if not BROWN.is_dir():
+        table.note(f"train.py on Brown is left out: {BROWN} is not here")
+        return
+    import json
+
+    steps = 60 if short else 200
+    with tempfile.TemporaryDirectory() as folder:
+        vocab = Path(folder) / "vocab.txt"
+        vocab.write_bytes(gzip.decompress((BROWN / "vocab.txt.gz").read_bytes()))
+        arguments = {
+            "config_name": "tiny", "vocab_file": vocab, "train_file": BROWN / "train.txt.gz", "output_dir": f"{folder}/run",
+            "per_device_train_batch_size": 64, "max_steps": steps, "logging_steps": steps // 3,
+        }  # fmt: skip
+        flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, str(ROOT / "train.py"), "--pre_tokenized", *flags]
+        subprocess.run(command, check=True, capture_output=True)
+        log = [json.loads(line) for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()]
+    rates = [entry["words_per_second"] for entry in log if "words_per_second" in entry]
+    rate = median(rates[1:])
+    table.row(
+        "train.py, tiny (Brown)", f"TensorFlow trainer, {ORIGINAL_TRAINER:,} words/s elsewhere", "float32", rate,
+        1 / ORIGINAL_TRAINER, 1 / rate,
+    )  # fmt: skip
+
+
+# ---- (d) latency
+
+
+def bench_latency(table: Table, short: bool, python: str | None):
+    text = "the old man and the sea is a short novel written by an American author who lived in Cuba for years".split()[
+        :20
+    ]
+    for name in ("small", "original"):
+        model, tokenizer = random_model(name), ElmoTokenizer()
+        models = {dtype: ElmoModel(model.config).eval().requires_grad_(False) for dtype in dtypes()}
+        for dtype, copy in models.items():
+            copy.load_state_dict(model.state_dict())
+            copy.to(dtype)
+
+        @torch.no_grad()
+        def ours(copy):
+            copy.word_encoder.cache._clear(None)
+            copy(**tokenizer([text], is_split_into_words=True, return_tensors="pt"))
+
+        contestants = {dtype: lambda copy=copy: ours(copy) for dtype, copy in models.items()}
+        allennlp = AllenNLP(python, model) if python else None
+        if allennlp:
+            contestants["AllenNLP"] = lambda: allennlp.encode([text], 1)
+        times = interleaved(contestants, rounds=5 if short else 15)
+        for dtype in models:
+            against = times.get("AllenNLP")
+            table.row(f"one sentence of 20 words, {name}", "AllenNLP", dtype, 20 / times[dtype], against, times[dtype])
+            table.note(f"latency, {name}, {str(dtype)[6:]}: {1000 * times[dtype]:.1f} ms")
+        if allennlp:
+            allennlp.close()
+
+
+# ---- the plot
+
+
+def plot(path: str, short: bool):
+    """Words/s of the LSTM over batch size, for texts of 10 and 40 words, with its products alone as the limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, name in zip(axes, ("small", "original"), strict=True):
+        config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
+        batches = (1, 4, 16, 64, 256) if name == "small" or not short else (1, 4, 16, 64)
+        for color, dtype in zip(("tab:blue", "tab:red"), dtypes(), strict=False):
+            for steps, style in ((10, "o-"), (40, "s-")):
+                if name == "original" and short and steps == 40:
+                    continue
+                rates = {"ours": [], "limit": []}
+                for batch in batches:
+                    contestants = {
+                        "ours": OurLstm(config, batch, steps, dtype),
+                        "limit": Products(config, batch, steps, dtype),
+                    }
+                    for key, time in interleaved(contestants, rounds=3).items():
+                        rates[key].append(batch * steps / time)
+                label = f"{str(dtype)[6:]}, {steps} words"
+                axis.plot(batches, rates["ours"], style, color=color, label=label, alpha=1 if steps == 10 else 0.6)
+                axis.plot(batches, rates["limit"], "--", color=color, label=f"{label}: its products alone", alpha=0.4)
+        axis.set(xscale="log", yscale="log", xlabel="texts in a batch", ylabel="words/s", title=f"LSTM, {name}")
+        axis.set_xticks(batches, map(str, batches))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+SECTIONS = ("encode", "lstm", "training", "brown", "latency")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer sentences and rounds")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="measure these")
+    parser.add_argument("--allennlp", metavar="PYTHON", help="python of a virtual environment with AllenNLP 2.10.1")
+    parser.add_argument("--plot", metavar="FILE", help="draw words/s over batch size and length there")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--memory", nargs=2, metavar=("CONFIG", "SENTENCES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory:
+        print_memory(arguments.memory[0], int(arguments.memory[1]))
+        return
+    table = Table()
+    describe_machine(table)
+    for section in arguments.only:
+        extra = (arguments.allennlp,) if section in ("encode", "latency") else ()
+        globals()[f"bench_{section}"](table, arguments.short, *extra)
+    if not arguments.allennlp:
+        table.note("AllenNLP was not measured: give --allennlp PYTHON, or run `make bench`")
+    if arguments.plot:
+        plot(arguments.plot, arguments.short)
+        table.note(f"plot: {arguments.plot}")
+
+
+if __name__ == "__main__":
+    main()
