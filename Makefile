@@ -1,5 +1,6 @@
 # make demo   install into .venv, pretrain a tiny ELMo on the texts of Python's own documentation, show what it learnt
 # make test   install into .venv, run the tests
+# make bench  install AllenNLP beside it, print how fast both are (BENCH_ARGS= for the long run)
 
 PYTHON ?= python3
 # More arguments for pip, such as an index with CPU builds of torch.
@@ -7,8 +8,10 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_output
+BENCH_ARGS ?= --short
+ALLENNLP := .cache/allennlp
 
-.PHONY: venv demo test test-hf lint format clean
+.PHONY: venv demo test test-hf bench lint format clean
 
 venv: $(VENV)/installed
 
@@ -31,6 +34,17 @@ test: venv
 # transformers' own common model tests, from its source distribution (needs the package index once).
 test-hf: venv
 	$(BIN)/python -m pytest tests/hf
+
+bench: venv $(ALLENNLP)/installed
+	$(BIN)/python -W ignore benchmarks/bench.py $(BENCH_ARGS) --allennlp $(ALLENNLP)/bin/python --plot speed.png
+
+# The last AllenNLP, in an environment of its own: it needs an older transformers.
+$(ALLENNLP)/installed:
+	test -x $(ALLENNLP)/bin/python || $(PYTHON) -m venv $(ALLENNLP)
+	$(ALLENNLP)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'torch==2.13.0' \
+		'transformers<5' 'huggingface_hub<1' spacy cached-path lmdb dill base58 more_itertools fairscale h5py
+	$(ALLENNLP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'allennlp==2.10.1'
+	touch $@
 
 lint: venv
 	$(BIN)/ruff check .

@@ -153,7 +153,6 @@ def plain_training_model(config: ElmoConfig, every_word: bool) -> ElmoForPreTrai
     model.elmo.lstm = _PlainLstm(config)
     if every_word:
         encoder = model.elmo.word_encoder
-        encoder._cut = lambda words: words
-        encoder.chunk_size = None
+        encoder._cut = lambda words: (words, False)
         encoder.forward = encoder._in_chunks
     return model

@@ -7,7 +7,8 @@ from statistics import median
 
 import torch
 
-from modeling_elmo import ElmoConfig, ElmoModel
+from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo.data import Corpus, Lanes, TypeTable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -66,20 +67,9 @@ def random_model(name: str) -> ElmoModel:
     return ElmoModel(ElmoConfig.from_json_file(CONFIGS / f"{name}.json")).eval().requires_grad_(False)
 
 
-def lanes(config: ElmoConfig, num_lanes: int, steps: int) -> dict[str, torch.Tensor]:
-    """A batch of lanes whose words follow Zipf's law, as in text: arguments of `ElmoForPreTraining`."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(2, 12, (config.lm_vocab_size,), generator=generator)
-    letters = torch.randint(98, 124, (config.lm_vocab_size, config.max_word_length), generator=generator)
-    position = torch.arange(config.max_word_length)
-    rows = torch.where(position <= lengths[:, None], letters, 261)  # 261: padding behind the word
-    rows[:, 0] = 259
-    rows[torch.arange(len(rows)), lengths + 1] = 260  # begin and end of word
-    uniform = torch.rand(4, num_lanes, steps, generator=generator, dtype=torch.float64)
-    ids = ((config.lm_vocab_size + 1) ** uniform - 1).long().clamp(max=config.lm_vocab_size - 1)
-    return {
-        "input_ids": rows[ids[0]],
-        "reversed_input_ids": rows[ids[1]],
-        "next_labels": ids[2],
-        "previous_labels": ids[3],
-    }
+def lanes(sentences: list[list[str]], config: ElmoConfig, num_lanes: int, steps: int) -> dict[str, torch.Tensor]:
+    """A batch of the lanes of real sentences, as train.py makes it; sets `config.lm_vocab_size`."""
+    corpus = Corpus.from_lines(sentences, lambda words: words)
+    tokenizer = ElmoTokenizer().train_new_from_counts(corpus.counts())
+    config.lm_vocab_size = tokenizer.lm_vocab_size
+    return TypeTable(corpus, tokenizer).batch(Lanes(corpus, num_lanes, seed=0).window(0, steps))

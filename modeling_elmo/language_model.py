@@ -98,7 +98,7 @@ def sampled_softmax_loss(
     rows = F.embedding(both, weight).split([len(targets), len(ids)])
     biases = (bias[both] - sampler.expected_count(both, negatives.tries).log().float()).split([len(targets), len(ids)])
     target_logits = (hidden * rows[0]).sum(1) + biases[0]  # (words,)
-    return _SharedSoftmax.apply(hidden, rows[1], biases[1].to(hidden.dtype), target_logits, find_in(targets, ids))
+    return _SharedSoftmax.apply(hidden, rows[1].to(hidden.dtype), biases[1], target_logits, find_in(targets, ids))
 
 
 def find_in(targets: Tensor, ids: Tensor) -> Tensor:
@@ -117,16 +117,21 @@ class _SharedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, target_logits, own):
-        logits = torch.addmm(bias, hidden, weight.T).float()  # (words, samples)
+        with torch.autocast(hidden.device.type, enabled=False):
+            if bias.dtype == hidden.dtype:
+                logits = torch.addmm(bias, hidden, weight.T).float()  # (words, samples)
+            else:  # half precision is for the product only
+                logits = (hidden @ weight.T).float().add_(bias)
         rows = (own >= 0).nonzero()[:, 0]
         logits[rows, own[rows]] = -torch.inf
-        target_logits = target_logits.float()
-        top = torch.maximum(logits.amax(1), target_logits)  # (words,)
+        own_logits = target_logits.float()
+        top = torch.maximum(logits.amax(1), own_logits)  # (words,)
         exps = logits.sub_(top[:, None]).exp_()
-        target_exps = (target_logits - top).exp()
+        target_exps = (own_logits - top).exp()
         total = exps.sum(1) + target_exps  # (words,)
+        ctx.dtypes = bias.dtype, target_logits.dtype
         ctx.save_for_backward(hidden, weight, exps.to(hidden.dtype), target_exps, total)
-        return total.log() + top - target_logits
+        return total.log() + top - own_logits
 
     @staticmethod
     @once_differentiable
@@ -134,13 +139,14 @@ class _SharedSoftmax(torch.autograd.Function):
         hidden, weight, exps, target_exps, total = ctx.saved_tensors
         scale = d_losses / total  # (words,)
         rows = scale[:, None].to(hidden.dtype)
-        return (
-            (exps @ weight) * rows,
-            exps.T @ (hidden * rows),
-            (exps.T @ rows)[:, 0],
-            (target_exps * scale - d_losses).to(hidden.dtype),
-            None,
-        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (
+                (exps @ weight) * rows,
+                exps.T @ (hidden * rows),
+                (exps.T @ rows)[:, 0].to(ctx.dtypes[0]),
+                (target_exps * scale - d_losses).to(ctx.dtypes[1]),
+                None,
+            )
 
 
 def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -161,7 +161,8 @@ def test_character_vectors_equal_character_ids():
 
 def count_convolved_rows(encoder: ElmoWordEncoder) -> list[int]:
     rows: list[int] = []
-    encoder.convolutions[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    cut = encoder._cut
+    encoder._cut = lambda words: rows.append(len(words)) or cut(words)
     return rows
 
 
@@ -188,9 +189,37 @@ def test_masked_words_are_not_computed():
 def test_padding_is_not_convolved():
     encoder = make_encoder(chunk_size=2)
     lengths: list[int] = []
-    encoder.convolutions[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[2]))
+    together = encoder._convolve_together
+    encoder._convolve_together = lambda characters: lengths.append(characters.shape[1]) or together(characters)
     encoder(random_words([30, 2, 31, 3]))
     assert lengths == [3 + 2 + 3, 31 + 2 + 3], "words of similar length together, cut behind the longest"
+
+
+@pytest.mark.parametrize("filters", [[[1, 4], [2, 8], [3, 8]], [[7, 12]], [[5, 2], [1, 3]]], ids=str)
+def test_all_filters_in_one_product(filters):
+    """Against the convolutions one by one: the maxima and their gradients."""
+    encoder = make_encoder(cnn_filters=filters)
+    words, is_cut = encoder._cut(random_words([3, 9, 0, 12]))
+    assert is_cut and words.shape[1] == 12 + 2 + encoder.widest
+    results = []
+    for convolve in (encoder._convolve, encoder._convolve_together):
+        characters = encoder.char_embedding(words).detach().requires_grad_()
+        maxima = convolve(characters)
+        weights = [parameter for convolution in encoder.convolutions for parameter in convolution.parameters()]
+        torch.manual_seed(0)
+        gradients = torch.autograd.grad((maxima * torch.randn_like(maxima)).sum(), [characters, *weights])
+        results.append([maxima, *gradients[1:]])  # of equal windows of padding another one may get the gradient
+        embedding = torch.zeros(262, 4, dtype=torch.float64).index_add(0, words.flatten(), gradients[0].flatten(0, 1))
+        results[-1].append(embedding)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_changed_convolution_is_called():
+    encoder, words = make_encoder(), random_words([3, 9])
+    before = encoder(words)
+    encoder.convolutions[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    assert not torch.allclose(encoder(words), before)
 
 
 # ---- words of earlier batches
