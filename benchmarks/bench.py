@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from opponents import AllenNLP, Products, TorchLstm, plain_training_model
 from timing import Table, interleaved, lanes, random_model, seconds
+from transformers.utils.logging import disable_progress_bar
 
 import modeling_elmo
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
@@ -260,8 +261,8 @@ def bench_brown(table: Table, short: bool):
         vocab = Path(folder) / "vocab.txt"
         vocab.write_bytes(gzip.decompress((BROWN / "vocab.txt.gz").read_bytes()))
         arguments = {
-            "config_name": "tiny", "vocab_file": vocab, "train_file": BROWN / "train.txt.gz",
-            "output_dir": f"{folder}/run", "per_device_train_batch_size": 64, "max_steps": steps, "logging_steps": steps // 3,
+            "config_name": "tiny", "vocab_file": vocab, "train_file": BROWN / "train.txt.gz", "max_steps": steps,
+            "output_dir": f"{folder}/run", "per_device_train_batch_size": 64, "logging_steps": steps // 3,
         }  # fmt: skip
         flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, str(ROOT / "train.py"), "--pre_tokenized", *flags]
@@ -322,7 +323,7 @@ def plot(path: str, short: bool):
         config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
         batches = (1, 4, 16, 64, 256) if name == "small" or not short else (1, 4, 16, 64)
         for color, dtype in zip(("tab:blue", "tab:red"), dtypes(), strict=False):
-            for steps, style in ((10, "o-"), (40, "s-")):
+            for steps, style, limit_style in ((10, "o-", "--"), (40, "s-", ":")):
                 if name == "original" and short and steps == 40:
                     continue
                 rates = {"ours": [], "limit": []}
@@ -335,7 +336,9 @@ def plot(path: str, short: bool):
                         rates[key].append(batch * steps / time)
                 label = f"{str(dtype)[6:]}, {steps} words"
                 axis.plot(batches, rates["ours"], style, color=color, label=label, alpha=1 if steps == 10 else 0.6)
-                axis.plot(batches, rates["limit"], "--", color=color, label=f"{label}: its products alone", alpha=0.4)
+                axis.plot(
+                    batches, rates["limit"], limit_style, color=color, label=f"{label}: products alone", alpha=0.6
+                )
         axis.set(xscale="log", yscale="log", xlabel="texts in a batch", ylabel="words/s", title=f"LSTM, {name}")
         axis.set_xticks(batches, map(str, batches))
         axis.grid(alpha=0.3)
@@ -359,6 +362,7 @@ def main():
     if arguments.memory:
         print_memory(arguments.memory[0], int(arguments.memory[1]))
         return
+    disable_progress_bar()
     table = Table()
     describe_machine(table)
     for section in arguments.only:
