@@ -133,6 +133,7 @@ MARKUP = [
     (r"[\u2018\u2019]", "'"),
     (r"…", "..."),
     (r":[\w:]+:`~?([^`<]+?)( <[^`]*>)?`", r"\1"),  # :class:`text <target>`
+    (r"`(\w[^`']*)'", r"\1"),  # `text'
     (r"``?([^`]+?)`?`_{0,2}", r"\1"),
     (r"\*\*?(\w[^*]*?)\*\*?", r"\1"),
     (r"""(?<![\w"'])(["'])(\w[\w.\-]*(?:\(\))?)\1(?![\w"'])""", r"\2"),  # a quoted name: "TypeError", 'key'
@@ -148,11 +149,8 @@ def sentences(paragraph: str) -> Iterator[str]:
     start = 0
     for end in re.finditer(r"[.!?][\"')\]]*(?=\s+[\"'(\[]*[A-Z0-9_])|$", paragraph):
         words = paragraph[start : end.end()].split()
-        if (
-            words
-            and end.group()
-            and (words[-1].lstrip("(").lower() in ABBREVIATIONS or re.fullmatch(r"[A-Z]\.", words[-1]))
-        ):
+        last = words[-1].lstrip("(") if words and end.group() else ""
+        if last.lower() in ABBREVIATIONS or re.fullmatch(r"[A-Z]\.", last):
             continue
         if is_sentence(words):
             yield " ".join(words)
@@ -164,7 +162,7 @@ def is_sentence(words: list[str]) -> bool:
     text = " ".join(words)
     if not 4 <= len(words) <= 80 or not re.match(r"[\"'(]?\w", text) or not re.search(r"[\w)\"'.!?:]$", text):
         return False
-    if re.search(r"https?:|::|--?>|[<>=]{1,2}|[{}\\|@$^~%#]|\[\]|XXX|TODO|FIXME|\*|,\S|\.\.\.", text):
+    if re.search(r"https?:|::|--?>|[<>=]{1,2}|[{}\\|@$^~%#]|\[\]|XXX|FIXME|(?i:\btodo\b)|\*|,\S|\.\.\.", text):
         return False
     plain = [
         word for word in words if re.fullmatch(r"[(\"']?[A-Za-z]+(?:['/-][A-Za-z]+)*(?:'s)?[\"')]?[.,;:!?]?\)?", word)

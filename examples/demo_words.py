@@ -145,10 +145,11 @@ def nearest_by_context(embedder: Embedder, text: Occurrences, examples: Iterable
             continue
         vector = embedder.in_context([words])[0][place]
         similarity = cosine_similarity(vector, text.vectors[indices], dim=1)
-        best = similarity.topk(min(number, len(indices)))
+        order = similarity.argsort(descending=True).tolist()
+        nearest = {text.show(indices[which], 84): similarity[which] for which in reversed(order)}  # each line once
         print(f"\n  given {in_context(words, place, 84)}")
-        for value, which in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            print(f"  {value:5.2f} {text.show(indices[which], 84)}")
+        for line, value in list(reversed(nearest.items()))[:number]:
+            print(f"  {value:5.2f} {line}")
 
 
 def same_word_in_two_contexts(embedder: Embedder, uses: dict):
