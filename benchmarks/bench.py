@@ -87,7 +87,7 @@ def encode_with(table: Table, name: str, texts: list[list[str]], rounds: int, py
     """Tokenisation, all layers, from a cold start; AllenNLP gets the same sentences sorted by length."""
     words = sum(map(len, texts))
     model, tokenizer = random_model(name), ElmoTokenizer()
-    models = in_each_dtype(model)
+    models = {dtype: in_dtype(model, dtype) for dtype in dtypes()}
 
     def ours(dtype: torch.dtype):
         models[dtype].word_encoder.cache = WordCache(65536)  # empty, as in a fresh process
@@ -111,20 +111,18 @@ def encode_with(table: Table, name: str, texts: list[list[str]], rounds: int, py
         allennlp.close()
 
 
-def in_each_dtype(model: ElmoModel) -> dict[torch.dtype, ElmoModel]:
-    """Frozen copies of the model."""
-    copies = {}
-    for dtype in dtypes():
-        copies[dtype] = ElmoModel(model.config).eval().requires_grad_(False)
-        copies[dtype].load_state_dict(model.state_dict())
-        copies[dtype].to(dtype)
-    return copies
+def in_dtype(model: ElmoModel, dtype: torch.dtype) -> ElmoModel:
+    """A frozen copy of the model."""
+    copy = ElmoModel(model.config).eval().requires_grad_(False)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(dtype)
 
 
 def accuracy(table: Table, name: str, model, models: dict, tokenizer, texts: list[list[str]], allennlp):
     """Differences to the naive reference in float64, and to AllenNLP, over all layers."""
     expected = [naive_layers(model, tokenizer, text) for text in texts]
-    for dtype, copy in models.items():
+    for dtype in (torch.float32, torch.bfloat16):  # accuracy can be told also where bfloat16 is emulated
+        copy = models.get(dtype) or in_dtype(model, dtype)
         actual = list(embed(texts, copy, tokenizer, layers="all"))
         cosines = [
             torch.cosine_similarity(a.double(), b, dim=-1).flatten() for a, b in zip(actual, expected, strict=True)
@@ -288,7 +286,7 @@ def bench_latency(table: Table, short: bool, python: str | None):
 def latency_of(table: Table, name: str, text: list[str], rounds: int, python: str | None):
     """One sentence, its words never seen before."""
     model, tokenizer = random_model(name), ElmoTokenizer()
-    models = in_each_dtype(model)
+    models = {dtype: in_dtype(model, dtype) for dtype in dtypes()}
 
     @torch.no_grad()
     def ours(dtype: torch.dtype):

@@ -38,16 +38,17 @@ class ReadingReport:
     invalid_utf8_sequences: int = 0
     control_characters: int = 0
 
-    def __str__(self) -> str:
-        text = f"{self.sentences:,} sentences, {self.tokens:,} tokens, {self.types:,} types"
+    def problems(self) -> list[str]:
+        """What was mended while reading, a line each."""
+        lines = []
         if self.invalid_utf8_sequences:
-            text += (
-                f"; {self.invalid_utf8_sequences:,} invalid UTF-8 sequences in {self.lines_with_invalid_utf8:,} lines "
+            lines.append(
+                f"{self.invalid_utf8_sequences:,} invalid UTF-8 sequences in {self.lines_with_invalid_utf8:,} lines "
                 "were read as U+FFFD"
             )
         if self.control_characters:
-            text += f"; {self.control_characters:,} control characters were read as spaces"
-        return text
+            lines.append(f"{self.control_characters:,} control characters were read as spaces")
+        return lines
 
 
 # Controls, but for the white space among them (tab to carriage return), separate words.

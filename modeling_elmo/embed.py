@@ -41,7 +41,7 @@ def embed(
     layers: str | int = "mix",
     pooling: str | None = None,
     dtype: torch.dtype = torch.float32,
-    words_per_batch: int = 2048,
+    words_per_batch: int = 4096,
     words_per_window: int = 32768,
 ) -> Iterator[Tensor]:
     """The embeddings of texts, in their order and in memory that does not grow with their number.
@@ -182,7 +182,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_dtype", choices=DTYPES, default="float32", help="in which the model computes")
     parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
     parser.add_argument("--column", help="which column of a table to embed: texts, or lists of words")
-    parser.add_argument("--words_per_batch", type=int, default=2048)
+    parser.add_argument("--words_per_batch", type=int, default=4096)
     parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")
     parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
     arguments = parser.parse_args(argv)
@@ -310,9 +310,7 @@ def summary(arguments: argparse.Namespace, counts: dict[str, int], report: Readi
         lines.append(f"{counts['words']:,} words in {seconds:,.1f} s, {counts['words'] / seconds:,.0f} words/s")
     if counts["cut"]:
         lines.append(f"{counts['cut']:,} words were longer than the model reads and were cut, as in its training")
-    if report.invalid_utf8_sequences:
-        lines.append(f"{report.invalid_utf8_sequences:,} invalid UTF-8 sequences were read as U+FFFD")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report.problems()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

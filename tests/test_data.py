@@ -119,7 +119,8 @@ def test_invalid_utf8_and_control_bytes_are_counted_and_reported_and_not_fatal(t
     assert report.invalid_utf8_sequences == 3
     assert report.control_characters == 2
     assert "nul" in corpus.types and "byte" in corpus.types and "naïve" in corpus.types and "tab" in corpus.types
-    assert "invalid UTF-8" in str(report) and "control characters" in str(report)
+    assert ["invalid UTF-8" in line for line in report.problems()] == [True, False]
+    assert "control characters" in report.problems()[1] and ReadingReport().problems() == []
 
 
 def test_names_of_no_file_and_damaged_archives_are_errors(tmp_path):
