@@ -10,11 +10,13 @@ seconds mean little and ratios much. README.md beside this file says how to read
 """
 
 import argparse
+import cProfile
 import functools
 import gzip
 import json
 import os
 import platform
+import pstats
 import subprocess
 import sys
 import tempfile
@@ -217,6 +219,25 @@ def bench_lstm(table: Table, short: bool):
                 table.row(work, "its products alone", dtype, rate, times["limit"], times["ours"])
 
 
+def bench_profile(table: Table, short: bool):
+    """Where the LSTM's time goes."""
+    config = ElmoConfig.from_json_file(ROOT / "configs/small.json")
+    lstm = OurLstm(config, 64, 20, torch.float32)
+    lstm()
+    profile = cProfile.Profile()
+    profile.runcall(lambda: [lstm() for _ in range(20 if short else 100)])
+    entries = {
+        name: (own, cumulative) for (_, _, name), (_, _, own, cumulative, _) in pstats.Stats(profile).stats.items()
+    }
+    total = max(cumulative for _, cumulative in entries.values())
+    products = sum(own for name, (own, _) in entries.items() if "bmm" in name or "linear" in name)
+    cell = entries["cell_forward"][1]
+    table.note(
+        f"LSTM, small, batch 64: {products / total:.0%} of the time in products, {cell / total:.0%} in the cell, "
+        f"{1 - (products + cell) / total:.0%} in all else"
+    )
+
+
 # ---- (c) training
 
 
@@ -344,7 +365,7 @@ def plot(path: str, short: bool):
     figure.savefig(path, dpi=130)
 
 
-SECTIONS = ("encode", "lstm", "training", "brown", "latency")
+SECTIONS = ("encode", "lstm", "profile", "training", "brown", "latency")
 
 
 def main():
