@@ -11,6 +11,7 @@ it was. The function `embed` does the same for texts in memory.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections import Counter
@@ -208,11 +209,21 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
     from datasets import load_dataset
 
     table = load_dataset(kind, data_files=files, split="train", streaming=True)
-    for row in table:
+    for number, row in enumerate(table):
         if arguments.column not in row:
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
         value = row[arguments.column]
-        yield split(value) if isinstance(value, str) else [str(word) for word in value or ()]
+        if isinstance(value, str):
+            yield split(value)
+        elif value is None:
+            yield []
+        elif isinstance(value, list) and all(isinstance(word, str) for word in value):
+            yield value
+        else:
+            raise DataError(
+                f"row {number} of {arguments.input} has {value!r:.60} in column {arguments.column!r}: only texts and "
+                "lists of words can be embedded"
+            )
 
 
 def load(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer]:
@@ -246,6 +257,8 @@ def run(arguments: argparse.Namespace):
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
+    if arguments.format == "hdf5" and importlib.util.find_spec("h5py") is None:
+        raise EmbeddingError("HDF5 needs h5py: pip install 'modeling-elmo[convert]'")
     state = PartialState()
     model, tokenizer = load(arguments)
     settings = settings_of(arguments, model)

@@ -1,6 +1,7 @@
 """Compiling the cell, and doing without a compiler. That its numbers are right is tested in test_lstm.py."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from modeling_elmo import cpu_kernels
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +24,7 @@ def fresh(monkeypatch, tmp_path):
     cpu_kernels._library.cache_clear()
 
 
+@needs_compiler
 def test_compiled_once_and_kept(tmp_path, monkeypatch):
     assert cpu_kernels.cell_kernels(torch.float32) is not None
     (library,) = (tmp_path / "cache").iterdir()
@@ -60,6 +64,7 @@ def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
     assert not list((tmp_path / "cache").iterdir()), "nothing half-made stays behind"
 
 
+@needs_compiler
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -68,6 +73,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     assert not list(cache.iterdir())
 
 
+@needs_compiler
 def test_processes_that_compile_at_once(tmp_path):
     code = "import torch; from modeling_elmo.cpu_kernels import cell_kernels; assert cell_kernels(torch.float32)"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -292,6 +292,20 @@ def test_tables(folder, tmp_path, model, tokenizer, capsys):
     assert "set --column to one of ['id', 'text', 'tokens']" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [["a", None], ["a", 3], 3, {"a": "b"}], ids=str)
+def test_a_table_that_holds_no_words(value, folder, tmp_path, capsys):
+    table = tmp_path / "in.jsonl"
+    table.write_text(json.dumps({"tokens": value}) + "\n")
+    assert run(folder, table, tmp_path / "out", "--column", "tokens") == 2
+    assert "row 0 of" in capsys.readouterr().err
+
+
+def test_hdf5_without_h5py(folder, corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embed_module.importlib.util, "find_spec", lambda name: None)
+    assert run(folder, corpus, tmp_path / "out.hdf5") == 2
+    assert "pip install 'modeling-elmo[convert]'" in capsys.readouterr().err
+
+
 MISTAKES = {
     "no model": (["{tmp}/nothing", "{corpus}", "{tmp}/out"], "has no ELMo model"),
     "no input": (["{folder}", "{tmp}/nothing.txt", "{tmp}/out"], "no file is named"),
