@@ -35,7 +35,7 @@ from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokeniz
 from modeling_elmo.cpu_kernels import cell_kernels
 from modeling_elmo.embed import embed
 from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
-from modeling_elmo.lstm_ops import naive_lstm
+from modeling_elmo.lstm_ops import has_onednn_products, naive_lstm
 from modeling_elmo.word_cache import WordCache
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ ORIGINAL_TRAINER = 2900  # words/s of the TensorFlow trainer on an idle machine 
 
 def dtypes() -> list[torch.dtype]:
     """float32, and bfloat16 where oneDNN has products for it."""
-    return [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+    return [torch.float32, *([torch.bfloat16] if has_onednn_products(torch.bfloat16) else [])]
 
 
 def sentences(number: int) -> list[list[str]]:

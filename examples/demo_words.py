@@ -145,10 +145,13 @@ def nearest_by_context(embedder: Embedder, text: Occurrences, examples: Iterable
             continue
         vector = embedder.in_context([words])[0][place]
         similarity = cosine_similarity(vector, text.vectors[indices], dim=1)
-        order = similarity.argsort(descending=True).tolist()
-        nearest = {text.show(indices[which], 84): similarity[which] for which in reversed(order)}  # each line once
+        nearest: dict[str, float] = {}  # each line once
+        for which in similarity.argsort(descending=True).tolist():
+            nearest.setdefault(text.show(indices[which], 84), float(similarity[which]))
+            if len(nearest) == number:
+                break
         print(f"\n  given {in_context(words, place, 84)}")
-        for line, value in list(reversed(nearest.items()))[:number]:
+        for line, value in nearest.items():
             print(f"  {value:5.2f} {line}")
 
 

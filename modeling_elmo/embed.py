@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .data import DataError, ReadingReport, find_files, read_lines
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
+from .lstm_ops import has_onednn_products
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
@@ -267,7 +268,7 @@ def run(arguments: argparse.Namespace):
         folder = EmbeddingFolder(arguments.output, arguments.format, settings, overwrite)
         folder.start()
     model.to(state.device)
-    if model.dtype == torch.bfloat16 and state.device.type == "cpu" and not has_fast_bfloat16():
+    if model.dtype == torch.bfloat16 and state.device.type == "cpu" and not has_onednn_products(model.dtype):
         print("warning: this processor has no products for bfloat16, so float32 is faster", file=sys.stderr)
     start = time.perf_counter()
     report, counts = ReadingReport(), Counter[str]()
@@ -299,11 +300,6 @@ def run(arguments: argparse.Namespace):
             counts[name] = sum(other[name] for other in everyone)
         folder.finish(counts["parts"], progress=True)
         print(summary(arguments, counts, report, time.perf_counter() - start))
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether oneDNN multiplies bfloat16 on this processor instead of emulating it."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def count_texts(arguments: argparse.Namespace) -> int | None:

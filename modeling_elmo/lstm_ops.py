@@ -169,7 +169,7 @@ def _products(weight: Tensor, batch_sizes: list[int]) -> Callable[[Tensor, Tenso
     weight = weight.detach()
     steps, words = len(batch_sizes), sum(batch_sizes)
     pays = weight[0].nbytes >= PACKED_BYTES and steps >= PACKED_STEPS and words > steps
-    if not (pays and weight.device.type == "cpu" and _has_packed_products(weight.dtype)):
+    if not (pays and weight.device.type == "cpu" and has_onednn_products(weight.dtype)):
         right = weight.transpose(1, 2)
         return lambda inputs, out: torch.bmm(inputs, right, out=out)
     packed = [torch.ops.mkldnn._reorder_linear_weight(side, max(batch_sizes)) for side in weight]
@@ -188,7 +188,8 @@ HOISTED_BYTES = 16 * 2**20
 PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
 
 
-def _has_packed_products(dtype: torch.dtype) -> bool:
+def has_onednn_products(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies `dtype` on this processor, without emulating it."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if dtype == torch.bfloat16:

@@ -18,6 +18,13 @@ def first_positions(keys: list[bytes]) -> dict[bytes, int]:
     return dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
 
 
+def compute_once(keys: list[bytes], compute: Callable[[list[int]], Tensor]) -> Tensor:
+    """The vector of every key, (keys, dim); `compute` as in `WordCache.look_up`."""
+    first = first_positions(keys)
+    order = {key: place for place, key in enumerate(first)}
+    return compute(list(first.values()))[[order[key] for key in keys]]
+
+
 class WordCache:
     """A bounded table of vectors by key. It empties itself when it is full or when what the vectors depend on changes.
 
@@ -59,8 +66,7 @@ class WordCache:
                 self._clear(fingerprint)
             first = first_positions(keys)
             if len(first) > self.max_words:
-                order = {key: place for place, key in enumerate(first)}
-                return compute(list(first.values()))[[order[key] for key in keys]]
+                return compute_once(keys, compute)
             new = [key for key in first if key not in self._places]
             if len(self._places) + len(new) > self.max_words:
                 self._clear(fingerprint)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .char_rows import PADDING
-from .word_cache import WordCache, first_positions, row_keys
+from .word_cache import WordCache, compute_once, row_keys
 
 
 class ElmoHighway(nn.Module):
@@ -76,11 +76,13 @@ class ElmoWordEncoder(nn.Module):
             distinct, inverse = torch.unique(words, dim=0, return_inverse=True)  # (distinct, width), (words,)
             return self._encode_by_length(distinct)[inverse]
         keys = row_keys(words)
+
+        def compute(places: list[int]) -> Tensor:
+            return self._encode_by_length(words[places])
+
         if self._is_frozen():
-            return self.cache.look_up(keys, self._fingerprint(), lambda places: self._encode_by_length(words[places]))
-        first = first_positions(keys)
-        order = {key: place for place, key in enumerate(first)}
-        return self._encode_by_length(words[list(first.values())])[[order[key] for key in keys]]
+            return self.cache.look_up(keys, self._fingerprint(), compute)
+        return compute_once(keys, compute)
 
     def _is_frozen(self) -> bool:
         """Whether vectors depend on nothing but the weights and need no gradient."""
