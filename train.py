@@ -18,23 +18,31 @@ On two GPUs, on two CPU processes, and after an interruption:
 Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.
 """
 
+import os
 import sys
+
+from transformers.utils import logging
 
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
-from modeling_elmo.data import DataError
-from modeling_elmo.pretraining import Pretrainer
+from modeling_elmo.pretraining import Pretrainer, Stopped
+from modeling_elmo.text_files import DataError
 
 
 def main() -> int:
+    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
     try:
         args = parse_arguments(PretrainingArguments, description=__doc__)
         trainer = Pretrainer(args)
         trainer.announce()
         trainer.train()
     except (ArgumentsError, DataError, CheckpointError, FloatingPointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # each process has the same error
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        return 128 + stop.signal_number
     return 0
 
 

@@ -1,5 +1,6 @@
 """Taking turns, and the table of what came out."""
 
+import tempfile
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -8,7 +9,9 @@ from statistics import median
 import torch
 
 from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
-from modeling_elmo.data import Corpus, Lanes, TypeTable
+from modeling_elmo.corpus import Corpus, write_corpus
+from modeling_elmo.lanes import Lanes, Position, TypeTable
+from modeling_elmo.text_files import ReadingReport
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -69,7 +72,10 @@ def random_model(name: str) -> ElmoModel:
 
 def lanes(sentences: list[list[str]], config: ElmoConfig, num_lanes: int, steps: int) -> dict[str, torch.Tensor]:
     """A batch of the lanes of real sentences, as train.py makes it; sets `config.lm_vocab_size`."""
-    corpus = Corpus.from_lines(sentences, lambda words: words)
-    tokenizer = ElmoTokenizer().train_new_from_counts(corpus.counts())
-    config.lm_vocab_size = tokenizer.lm_vocab_size
-    return TypeTable(corpus, tokenizer).batch(Lanes(corpus, num_lanes, seed=0).window(0, steps))
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder), sentences, lambda words: [words], ElmoTokenizer(), ReadingReport())
+        corpus = Corpus(folder)
+        tokenizer = ElmoTokenizer().train_new_from_counts(corpus.frequent_words(1, None))
+        config.lm_vocab_size = tokenizer.lm_vocab_size
+        window, _ = Lanes(corpus, num_lanes, seed=0).read(Position.at_the_end(num_lanes), steps)
+        return TypeTable(corpus, tokenizer).batch(window)

@@ -103,7 +103,7 @@ class PretrainingArguments:
     output_dir: str = field(metadata={"help": "folder for the finished model, the log and the checkpoints"})
     # Text
     train_file: list[str] = field(
-        default_factory=list, metadata={"help": "text files, .gz files or globs; one sentence a line"}
+        default_factory=list, metadata={"help": "text, .gz, .zst and .parquet files, or globs"}
     )
     validation_file: list[str] = field(
         default_factory=list,
@@ -111,9 +111,18 @@ class PretrainingArguments:
     )
     dataset_name: str | None = _flag(None, "instead of train_file: a data set of the Hub or a local folder of one")
     dataset_config_name: str | None = _flag(None, "configuration of the data set")
-    text_column_name: str | None = _flag(None, "its column of texts; default: the first column of strings")
-    pre_tokenized: bool = _flag(False, "words are already separated by spaces, and are not to be split any further")
+    dataset_split: str = _flag("train", "its split")
+    streaming: bool = _flag(False, "read the data set as a stream, without keeping a copy of it")
+    text_column_name: str | None = _flag(
+        None, "column of texts in a data set or Parquet file; default: the first column of strings"
+    )
+    sentence_per_line: bool = _flag(False, "each line is a sentence, and is to be split into words only")
+    pre_tokenized: bool = _flag(False, "each line is a sentence whose words are already separated by spaces")
+    data_cache_dir: str | None = _flag(None, "where tokenised texts are kept; default: ~/.cache/modeling_elmo/corpora")
     # Model and vocabulary
+    model_name_or_path: str | None = _flag(None, "start from this model, its configuration and its vocabulary")
+    new_vocabulary: bool = _flag(False, "with model_name_or_path: a vocabulary of this text, and a fresh softmax")
+    freeze_bilm_steps: int = _flag(0, "train the softmax alone for so many steps at first")
     config_name: str = _flag("small", "model: tiny, small, medium, original, or a config.json")
     config_overrides: str | None = _flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
     tokenizer_name: str | None = _flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
@@ -150,9 +159,17 @@ class PretrainingArguments:
     logging_steps: int = _flag(50, "steps between two lines of the log")
     eval_steps: int = _flag(0, "steps between two evaluations; 0: at the end only")
     eval_lanes: int = _flag(16, "lanes in which the validation text is read")
-    save_steps: int = _flag(0, "steps between two checkpoints; 0: none")
-    save_total_limit: int = _flag(2, "checkpoints that are kept")
-    resume_from_checkpoint: str | None = _flag(None, "a checkpoint folder, or 'last' for the last one of output_dir")
+    save_steps: int = _flag(0, "steps between two checkpoints; 0: none, but when the run is told to stop")
+    save_total_limit: int = _flag(2, "checkpoints that are kept, beside the one with the lowest validation loss")
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..."}
+    )
+    resume_from_checkpoint: str | None = _flag(
+        None, "a checkpoint folder; 'last': the last whole one of output_dir; 'auto': that, or start if there is none"
+    )
+    resume_with_changes: bool = _flag(
+        False, "resume although text, batch or processes differ: lanes go on where they can, and start anew if not"
+    )
     overwrite_output_dir: bool = _flag(False, "delete what an earlier run left in output_dir")
     # Model card
     language: str | None = _flag(None, "language of the text, for the model card (as 'en')")
@@ -166,6 +183,9 @@ class PretrainingArguments:
             "warmup_steps": 0,
             "logging_steps": 1,
             "save_total_limit": 1,
+            "save_steps": 0,
+            "eval_steps": 0,
+            "freeze_bilm_steps": 0,
             "seed": 0,
         }
         for name, least in at_least.items():
@@ -180,6 +200,10 @@ class PretrainingArguments:
             raise ArgumentsError(f"max_steps must be 1 or more, or -1 for num_train_epochs, not {self.max_steps}")
         if bool(self.train_file) == (self.dataset_name is not None):
             raise ArgumentsError("say what to train on: either --train_file or --dataset_name")
+        if self.model_name_or_path is not None and self.config_overrides is not None:
+            raise ArgumentsError("config_overrides cannot change the model that model_name_or_path names")
+        if self.new_vocabulary and (self.vocab_file or self.tokenizer_name):
+            raise ArgumentsError("give either new_vocabulary or a vocabulary (vocab_file, tokenizer_name)")
 
     def changed(self) -> dict[str, Any]:
         """The arguments that differ from the defaults, as JSON can hold them."""

@@ -1,27 +1,36 @@
 """Checkpoints of pretraining: written whole or not at all, found again, and checked before they are used.
 
-A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt`,
-`lanes-<process>.safetensors` with the LSTM state of each process's lanes, and `trainer_state.json`. Orders, dropout
-and negatives are functions of the seed and the step, so there is no random state to keep.
+A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt` (optimizers,
+schedules, loss scale), `lanes-<process>.safetensors` (the LSTM state of each process's lanes), `stream.safetensors`
+(the position in the text) and `trainer_state.json` with the hash of each file. Orders, dropout and negatives are
+functions of the seed and the step, so there is no other random state to keep.
 """
 
+import hashlib
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from .lanes import Position
 from .lstm import ElmoState
+from .processes import on_all, on_main
 
 STATE_FILE = "trainer_state.json"
+UNFINISHED = "unfinished-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says why and the way out."""
+    """A checkpoint that cannot be written or used; the message says why and the way out."""
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -31,90 +40,179 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, model, optimizer, scheduler, lanes: ElmoState | None,
-    facts: dict[str, Any], keep: int,
-) -> Path:  # fmt: skip
-    """Write `checkpoint-<step>` in `folder` and delete all but the last `keep`. Called by every process.
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    write_model: Callable[[Path], None],
+    optimizer_state: dict[str, Any],
+    lanes: ElmoState | None,
+    position: Position,
+    facts: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `checkpoint-<step>` in `folder`, and keep the last `keep` and the best one. Called by every process.
 
-    The files go into a folder of another name, which is renamed when the last one is written.
+    The files go into a folder of another name, which is renamed when the last one lies safely on disk.
+
+    Args:
+        write_model: writes the model into a folder; called by the main process.
+        optimizer_state: what `torch.save` is to keep; that of the main process is written.
+        lanes: this process's LSTM states; `None` before the first batch.
+        facts: go into `trainer_state.json`; `eval_loss` among them decides which checkpoint is the best.
+
+    Raises:
+        `CheckpointError`: it could not be written, for instance because the disk is full; older ones are untouched.
     """
     target = folder / f"checkpoint-{step}"
-    unfinished = folder / f"unfinished-checkpoint-{step}"
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    if lanes is not None:
-        tensors = {name: tensor.contiguous() for name, tensor in lanes._asdict().items()}
-        save_file(tensors, unfinished / f"lanes-{accelerator.process_index}.safetensors")
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(unfinished)
-        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        torch.save(state, unfinished / "optimizer.pt")
-        (unfinished / STATE_FILE).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    unfinished = folder / f"{UNFINISHED}{target.name}"
+
+    def write_mine():
+        if lanes is not None:
+            tensors = {name: tensor.contiguous() for name, tensor in lanes._asdict().items()}
+            save_file(tensors, unfinished / f"lanes-{accelerator.process_index}.safetensors")
+
+    def write_shared():
+        write_model(unfinished)
+        torch.save(optimizer_state, unfinished / "optimizer.pt")
+        tensors = {name: torch.from_numpy(values) for name, values in position._asdict().items()}
+        save_file(tensors, unfinished / "stream.safetensors")
+        files = {file.name: _hash(file) for file in sorted(unfinished.iterdir())}
+        (unfinished / STATE_FILE).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2) + "\n")
+        for path in (*unfinished.iterdir(), unfinished):
+            _sync(path)
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
-        for old in checkpoints_of(folder)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+        _sync(folder)
+
+    try:
+        on_main(accelerator, lambda: _make_empty(unfinished))
+        on_all(accelerator, write_mine)
+        on_main(accelerator, write_shared)
+    except Exception as error:  # a full disk is an OSError here, a RuntimeError in torch, a SafetensorError there
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"{target} could not be written ({error}): make room and go on with --resume_from_checkpoint last; older "
+            "checkpoints are untouched"
+        ) from error
+    if accelerator.is_main_process:
+        delete_old(folder, keep)
     return target
 
 
-def find_checkpoint(wanted: str, output_dir: Path) -> Path:
-    """The folder that `--resume_from_checkpoint` means.
+def _make_empty(folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _hash(file: Path) -> str:
+    """blake2b of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path):
+    """Wait until a file or the names in a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete_old(folder: Path, keep: int):
+    """Delete all checkpoints but the last `keep` and the one with the lowest `eval_loss`."""
+    *_, last = all_checkpoints = checkpoints_of(folder)
+    losses = {}
+    for path in all_checkpoints:
+        with suppress(OSError, ValueError):  # a damaged one is never the best
+            losses[path] = json.loads((path / STATE_FILE).read_text()).get("eval_loss")
+    judged = {path: loss for path, loss in losses.items() if loss is not None}
+    best = min(judged, key=lambda path: judged[path], default=last)
+    for old in all_checkpoints[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> Path | None:
+    """The whole checkpoint that `--resume_from_checkpoint` means, the same on all processes.
+
+    "last" is the last one that is undamaged, "auto" that one or `None`; anything else is a folder.
 
     Raises:
-        `CheckpointError`: there is none.
+        `CheckpointError`: there is none, or the folder is not an undamaged checkpoint.
     """
-    if wanted.lower() in ("last", "true"):
-        found = checkpoints_of(output_dir)
-        if not found:
-            raise CheckpointError(f"{output_dir} has no checkpoint to resume from: leave --resume_from_checkpoint out")
-        return found[-1]
-    if not (Path(wanted) / STATE_FILE).is_file():
-        raise CheckpointError(f"{wanted} is not a checkpoint: it has no {STATE_FILE}")
-    return Path(wanted)
+    return on_main(accelerator, lambda: _find_checkpoint(wanted, output_dir))
 
 
-def read_facts(checkpoint: Path, must_equal: dict[str, Any]) -> dict[str, Any]:
-    """The `trainer_state.json` of a checkpoint, whose values under the keys of `must_equal` have to be those.
+def _find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
+    if wanted not in ("last", "auto"):
+        if not (Path(wanted) / STATE_FILE).is_file():
+            raise CheckpointError(f"{wanted} is not a checkpoint: it has no {STATE_FILE}")
+        check(Path(wanted))
+        return Path(wanted)
+    for checkpoint in reversed(checkpoints_of(output_dir)):
+        try:
+            check(checkpoint)
+        except CheckpointError as error:
+            print(f"{error}; trying the one before")
+        else:
+            return checkpoint
+    if wanted == "auto":
+        return None
+    raise CheckpointError(f"{output_dir} has no whole checkpoint to resume from: leave --resume_from_checkpoint out")
+
+
+def check(checkpoint: Path) -> dict[str, Any]:
+    """The facts of a checkpoint whose files all are what was written.
 
     Raises:
-        `CheckpointError`: the run that wrote it differed in one of them.
+        `CheckpointError`: one is missing or differs.
     """
     try:
         facts = json.loads((checkpoint / STATE_FILE).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint / STATE_FILE} is damaged: resume from an earlier checkpoint") from error
-    for name, value in must_equal.items():
-        if facts.get(name) != value:
-            raise CheckpointError(
-                f"{checkpoint} was written with {name} = {facts.get(name)}, but now it is {value}: resume with the "
-                "same data, batch and number of processes, or start a new run"
-            )
+        for name, digest in facts["files"].items():
+            if _hash(checkpoint / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({error})") from error
     return facts
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, model, optimizer, scheduler) -> ElmoState | None:
-    """Put a checkpoint's values into the (prepared) model, optimizer and schedule; return this process's lanes.
+def compare_facts(checkpoint: Path, facts: dict[str, Any], now: dict[str, Any], may_differ: bool) -> set[str]:
+    """Names of the facts that differ between the run that wrote a checkpoint and this one.
+
+    Args:
+        facts: of the checkpoint. now: of this run; only its keys are compared.
+        may_differ: the user asked for it. Optimizer and vocabulary must be the same even so.
 
     Raises:
-        `CheckpointError`: a file is missing or damaged.
+        `CheckpointError`: they differ and must not.
     """
-    try:
-        weights = load_file(checkpoint / "model.safetensors")
-        state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-        lanes_file = checkpoint / f"lanes-{accelerator.process_index}.safetensors"
-        lanes = ElmoState(**load_file(lanes_file)) if lanes_file.is_file() else None
-    except Exception as error:  # safetensors, zip and pickle errors have no common class
-        raise CheckpointError(f"{checkpoint} is damaged ({error}): resume from an earlier checkpoint") from error
-    accelerator.unwrap_model(model).load_state_dict(weights)
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    if accelerator.scaler is not None and "scaler" in state:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return lanes
+    different = {name for name, value in now.items() if facts.get(name) != value}
+    for name in sorted(different):
+        change = f"{checkpoint} was written with {name} = {facts.get(name)}, but now it is {now[name]}"
+        if name in ("optim", "vocabulary"):
+            raise CheckpointError(f"{change}: its values do not fit; start a new run with --model_name_or_path instead")
+        if not may_differ:
+            raise CheckpointError(
+                f"{change}: resume with the same text, batch and number of processes, say --resume_with_changes to go "
+                "on as well as can be, or start a new run"
+            )
+    return different
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any], ElmoState | None, Position]:
+    """Weights, optimizer state, the LSTM states of the lanes of all processes, and the position in the text."""
+    weights = load_file(checkpoint / "model.safetensors")
+    optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    files = sorted(checkpoint.glob("lanes-*.safetensors"), key=lambda file: int(file.stem.split("-")[1]))
+    states = [load_file(file) for file in files]
+    lanes = None
+    if states:
+        lanes = ElmoState(**{name: torch.cat([state[name] for state in states], dim=2) for name in ElmoState._fields})
+    stream = load_file(checkpoint / "stream.safetensors")
+    return weights, optimizer_state, lanes, Position(**{name: stream[name].numpy() for name in Position._fields})

@@ -78,8 +78,30 @@ class LogUniformSampler:
         return -torch.expm1(tries * torch.log1p(-probability))
 
 
+class _SparseRows(torch.autograd.Function):
+    """Rows of a table, with a sparse gradient: one as large as the rows, not as the table."""
+
+    @staticmethod
+    def forward(ctx, table, ids):
+        ctx.save_for_backward(ids)
+        ctx.shape = table.shape
+        return table[ids]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_rows):
+        (ids,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(ids[None], d_rows, ctx.shape, check_invariants=False), None
+
+
 def sampled_softmax_loss(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, negatives: Negatives, sampler: LogUniformSampler
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    negatives: Negatives,
+    sampler: LogUniformSampler,
+    sparse: bool = False,
 ) -> Tensor:
     """Loss of each word over its target and the shared negatives, corrected by their expected counts.
 
@@ -88,15 +110,18 @@ def sampled_softmax_loss(
     Args:
         hidden: (words, projection_dim). targets: (words,) ids. weight, bias: (vocab, projection_dim) and (vocab,).
         negatives: the draw. sampler: where it comes from.
+        sparse: give `weight` and `bias` sparse gradients, of the rows that were looked up.
 
     Returns:
         (words,) float32.
     """
     ids = negatives.ids.to(targets.device)
-    # Looked up together, since each look-up has a gradient as large as the vocabulary.
+    # Looked up together, since each look-up may have a gradient as large as the vocabulary.
     both = torch.cat([targets, ids])  # (words + samples,)
-    rows = F.embedding(both, weight).split([len(targets), len(ids)])
-    biases = (bias[both] - sampler.expected_count(both, negatives.tries).log().float()).split([len(targets), len(ids)])
+    both_rows = _SparseRows.apply(weight, both) if sparse else F.embedding(both, weight)
+    both_biases = _SparseRows.apply(bias, both) if sparse else bias[both]
+    rows = both_rows.split([len(targets), len(ids)])
+    biases = (both_biases - sampler.expected_count(both, negatives.tries).log().float()).split([len(targets), len(ids)])
     target_logits = (hidden * rows[0]).sum(1) + biases[0]  # (words,)
     return _SharedSoftmax.apply(hidden, rows[1].to(hidden.dtype), biases[1], target_logits, find_in(targets, ids))
 
@@ -198,7 +223,13 @@ class ElmoForPreTrainingOutput(ModelOutput):
 
 
 class ElmoLMHead(nn.Module):
-    """The softmax that both directions share: `weight` (lm_vocab_size, projection_dim), `bias` (lm_vocab_size,)."""
+    """The softmax that both directions share: `weight` (lm_vocab_size, projection_dim), `bias` (lm_vocab_size,).
+
+    `sparse`: as in `torch.nn.Embedding`; where the loss is sampled, gradients are sparse tensors, for optimizers that
+        take them (`torch.optim.SparseAdam`, `Adagrad`, `SGD`).
+    """
+
+    sparse = False
 
     def __init__(self, config):
         super().__init__()
@@ -355,7 +386,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         weight, bias = self.lm_head.weight, self.lm_head.bias
         if self.sampler is not None and (negatives is not None or self.training):
             negatives = negatives or self.sampler.draw()
-            losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler)
+            sparse = self.lm_head.sparse
+            losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler, sparse)
         else:
             losses = full_softmax_loss(hidden, targets, weight, bias)
         return losses.new_zeros(is_target.shape).masked_scatter(is_target, losses)

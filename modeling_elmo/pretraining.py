@@ -4,128 +4,56 @@ All randomness is a function of the seed and the step: the order of sentences, t
 processes) and dropout (another one in each). So a run that is resumed goes on exactly as it would have.
 """
 
-import json
 import math
 import shutil
+import signal
 import time
-from dataclasses import dataclass
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
-from transformers import get_scheduler
+from torch.nn.parallel import DistributedDataParallel
 
 from .arguments import ArgumentsError, PretrainingArguments
-from .checkpoints import find_checkpoint, load_checkpoint, read_facts, save_checkpoint
-from .configuration_elmo import ElmoConfig
-from .data import (
-    BACKWARD,
-    FORWARD,
-    Corpus,
-    DataError,
-    Lanes,
-    ReadingReport,
-    TypeTable,
-    find_files,
-    lines_of_dataset,
-    read_lines,
+from .checkpoints import (
+    UNFINISHED,
+    CheckpointError,
+    check,
+    compare_facts,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
 )
-from .language_model import ElmoForPreTraining
+from .evaluation import evaluate, to_device
+from .lanes import Lanes, Position
 from .lstm import ElmoState
 from .model_card import model_card
+from .processes import any_process, on_main
 from .reporting import plot_curve
-from .tokenization_elmo import ElmoTokenizer
+from .row_gradients import clip_gradients, share_row_gradients
+from .text_files import DataError
+from .training_log import LOG_FILE, TrainingLog
+from .training_model import make_model, make_optimizers, make_schedule
+from .training_text import read_text
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-HOLD_OUT_EVERY = 50
-LOG_FILE = "log.jsonl"
-
-
-@dataclass
-class Text:
-    """What is trained on: the text to learn, the text to be judged by, and the tokenizer with the LM vocabulary."""
-
-    train: Corpus
-    validation: Corpus
-    tokenizer: ElmoTokenizer
-
-    def report(self) -> dict[str, Any]:
-        """Counts for the user and the model card; rates are shares of the tokens."""
-        facts: dict[str, Any] = {"vocabulary": self.tokenizer.lm_vocab_size}
-        for name, corpus in (("train", self.train), ("validation", self.validation)):
-            counts = np.bincount(corpus.words, minlength=len(corpus.types))
-            unknown = self.tokenizer.lm_ids(corpus.types) == self.tokenizer.lm_unk_id
-            cut = self.tokenizer.is_truncated(corpus.types)
-            facts[name] = {
-                "sentences": corpus.num_sentences,
-                "tokens": len(corpus.words),
-                "types": int((counts > 0).sum()),
-                "unknown_rate": float(counts[unknown].sum() / max(counts.sum(), 1)),
-                "truncated_rate": float(counts[cut].sum() / max(counts.sum(), 1)),
-                "lines_with_invalid_utf8": corpus.report.lines_with_invalid_utf8,
-                "control_characters": corpus.report.control_characters,
-            }
-        return facts
+LOCK_FILE = ".lock"
+# Several processes ask each other so often whether one was told to stop.
+STEPS_BETWEEN_STOP_CHECKS = 5
 
 
-def read_text(args: PretrainingArguments, progress: bool) -> Text:
-    """Read and count the texts that the arguments name, and get or build the vocabulary.
+class Stopped(Exception):
+    """The run was told to stop by a signal, and has saved a checkpoint."""
 
-    Raises:
-        `DataError`, `ArgumentsError`: files, data sets, tokenizers or vocabularies that cannot be used.
-    """
-    if args.tokenizer_name is not None and args.vocab_file is not None:
-        raise ArgumentsError("give either vocab_file or tokenizer_name: the tokenizer has a vocabulary of its own")
-    try:
-        tokenizer = ElmoTokenizer(vocab_file=args.vocab_file)
-        if args.tokenizer_name is not None:
-            tokenizer = ElmoTokenizer.from_pretrained(args.tokenizer_name)
-    except (OSError, ValueError) as error:
-        raise ArgumentsError(f"no vocabulary could be read: {error}") from error
-    split_words = str.split if args.pre_tokenized else tokenizer.split_words
-
-    def read(files: list[str]) -> Corpus:
-        report = ReadingReport()
-        return Corpus.from_lines(read_lines(find_files(files), report), split_words, report, progress)
-
-    if args.dataset_name is not None:
-        lines = lines_of_dataset(args.dataset_name, args.dataset_config_name, "train", args.text_column_name)
-        train = Corpus.from_lines(lines, split_words, progress=progress)
-    else:
-        train = read(args.train_file)
-    if args.validation_file:
-        validation = read(args.validation_file)
-    else:
-        train, validation = train.hold_out(HOLD_OUT_EVERY)
-    if not tokenizer.lm_vocab_size:
-        tokenizer = tokenizer.train_new_from_counts(train.counts(), args.vocab_size, args.min_frequency)
-    return Text(train, validation, tokenizer)
-
-
-def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
-    """The model configuration that the arguments name, for a vocabulary of that size.
-
-    Raises:
-        `ArgumentsError`: no such configuration, or overrides that no ELMo can have.
-    """
-    named = CONFIGS / f"{args.config_name}.json"
-    path = named if named.is_file() else Path(args.config_name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-        raise ArgumentsError(f"no configuration {args.config_name!r}: give a config.json or one of {known}")
-    try:
-        config = ElmoConfig.from_json_file(path)
-        if args.config_overrides:
-            config.update_from_string(args.config_overrides)
-        values = {**config.to_dict(), "lm_vocab_size": lm_vocab_size}
-        return ElmoConfig.from_dict(values)
-    except Exception as error:  # JSON, strict-dataclass and override errors have no common class
-        raise ArgumentsError(f"configuration {args.config_name!r}: {str(error).splitlines()[-1].strip()}") from error
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def seed_of(*numbers: int) -> int:
@@ -133,132 +61,112 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def make_optimizer(args: PretrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The original's Adagrad (it has no epsilon), or AdamW."""
-    if args.optim == "adagrad":
-        return torch.optim.Adagrad(
-            model.parameters(),
-            lr=args.learning_rate,
-            initial_accumulator_value=args.initial_accumulator_value,
-            eps=0.0,
-        )
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-    )
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model, corpus: Corpus, tokenizer: ElmoTokenizer, num_lanes: int, steps: int
-) -> dict[str, float]:
-    """Loss and perplexity of each direction over a text, full softmax, state carried over the whole of each lane.
-
-    Called by every process; each reads its own lanes. `steps` words of a lane are read at once, which does not change
-    the result. Carried for long, a lane's cells may latch at the clip and spoil the mean, so the perplexity of the
-    median lane stands beside it.
-    """
-    lanes = Lanes(corpus, min(max(num_lanes, accelerator.num_processes), corpus.num_predictions))
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    table = TypeTable(corpus, tokenizer)
-    model = accelerator.unwrap_model(model)
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(3, lanes.num_lanes)  # forward loss, backward loss, words
-    state = None
-    for position in range(0, lanes.steps_per_epoch, steps):
-        window = lanes.window(position, min(steps, lanes.steps_per_epoch - position), mine)
-        with accelerator.autocast():
-            output = model(**to_device(table.batch(window), accelerator.device), state=state)
-        state = output.state
-        sums[:2, mine] += output.word_losses.sum(2).float().cpu()
-        sums[2, mine] += torch.from_numpy((window.targets[FORWARD] >= 0).sum(1))
-    model.train(was_training)
-    sums = accelerator.reduce(sums.to(accelerator.device)).double().cpu()
-    losses = (sums[:2].sum(1) / sums[2].sum()).tolist()
-    medians = (sums[:2] / sums[2]).median(dim=1).values.tolist()
-    return {
-        "eval_loss": sum(losses) / 2,
-        "eval_perplexity": math.exp(sum(losses) / 2),
-        "eval_forward_perplexity": math.exp(losses[FORWARD]),
-        "eval_backward_perplexity": math.exp(losses[BACKWARD]),
-        "eval_forward_median_lane": math.exp(medians[FORWARD]),
-        "eval_backward_median_lane": math.exp(medians[BACKWARD]),
-    }
-
-
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device, without waiting for it."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
 class Pretrainer:
-    """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder."""
+    """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder.
+
+    Raises:
+        `ArgumentsError`, `DataError`, `CheckpointError`: what cannot be trained on, with or from.
+    """
 
     def __init__(self, args: PretrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        self.accelerator = accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            # Gradients are views of what is sent to the other processes: one copy of them less.
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-        self.is_main = accelerator.is_main_process
-        self._prepare_output_dir()
-        self.text = read_text(args, progress=self.is_main)
-        self.table = TypeTable(self.text.train, self.text.tokenizer)
-        self.lanes = Lanes(self.text.train, args.per_device_train_batch_size * accelerator.num_processes, args.seed)
-        if self.text.train.num_predictions < self.lanes.num_lanes * args.unroll_steps:
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=args.mixed_precision,
+                gradient_accumulation_steps=args.gradient_accumulation_steps,
+                log_with=args.report_to or None,
+                project_dir=args.output_dir,
+                # Gradients are views of what is sent to the other processes: one copy of them less.
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
+        except (ImportError, ValueError) as error:
+            raise ArgumentsError(f"Accelerate cannot be set up: {error}") from error
+        self.is_main = self.accelerator.is_main_process
+        self.lock = FileLock(self.output_dir / LOCK_FILE)
+        on_main(self.accelerator, self._prepare_output_dir)
+        self.checkpoint = None
+        if args.resume_from_checkpoint is not None:
+            self.checkpoint = find_checkpoint(self.accelerator, args.resume_from_checkpoint, self.output_dir)
+        self.text = read_text(args, self.accelerator)
+        self._set_up_lanes()
+        self._set_up_model()
+        self.step = 0
+        self.generator = torch.Generator()
+        self.last_evaluation: dict[str, float] = {}
+        self.evaluated_at = -1
+        self.gradient_bytes = 0
+        self.stopped_by: int | None = None
+        if args.report_to:
+            self.accelerator.init_trackers("tracker", config={k: str(v) for k, v in args.changed().items()})
+
+    def _prepare_output_dir(self):
+        """Make sure that nothing of another run is lost or mixed up with this one. Called in the main process."""
+        args, folder = self.args, self.output_dir
+        others = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
+        is_free = args.overwrite_output_dir or args.resume_from_checkpoint is not None
+        if (folder.exists() and not folder.is_dir()) or (others and not is_free):
+            raise ArgumentsError(
+                f"{folder} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
+                "delete what is there with --overwrite_output_dir"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise ArgumentsError(f"another run is writing into {folder}: wait for it, or choose another") from None
+        except OSError as error:
+            raise ArgumentsError(f"cannot write into {folder}: {error}") from error
+        for path in others:
+            if args.resume_from_checkpoint is None or path.name.startswith(UNFINISHED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _unlock(self):
+        if self.lock.is_locked:
+            Path(self.lock.lock_file).unlink(missing_ok=True)
+            self.lock.release()
+
+    def _set_up_lanes(self):
+        args, processes = self.args, self.accelerator.num_processes
+        train = self.text.train
+        self.lanes = Lanes(train, args.per_device_train_batch_size * processes, args.seed)
+        if train.num_predictions < self.lanes.num_lanes * args.unroll_steps:
             raise DataError(
-                f"the text has {self.text.train.num_predictions:,} words to predict, fewer than one batch of "
+                f"the text has {train.num_predictions:,} words to predict, fewer than one batch of "
                 f"{self.lanes.num_lanes:,} lanes x {args.unroll_steps} words: give more text, or lower "
                 "per_device_train_batch_size or unroll_steps"
             )
         if self.text.validation.num_predictions == 0:
             raise DataError("the validation text is empty: name another validation_file")
+        first = self.accelerator.process_index * args.per_device_train_batch_size
+        self.mine = range(first, first + args.per_device_train_batch_size)
+        self.position = Position.at_the_end(self.lanes.num_lanes)
+        self.state: ElmoState | None = None
         self.words_per_step = self.lanes.num_lanes * args.unroll_steps * args.gradient_accumulation_steps
         self.max_steps = args.max_steps
         if self.max_steps < 0:
-            words = args.num_train_epochs * self.text.train.num_predictions
-            self.max_steps = max(1, math.ceil(words / self.words_per_step))
+            self.max_steps = max(1, math.ceil(args.num_train_epochs * train.num_predictions / self.words_per_step))
 
+    def _set_up_model(self):
+        args, accelerator = self.args, self.accelerator
         torch.manual_seed(args.seed)
-        model = ElmoForPreTraining(read_config(args, self.text.tokenizer.lm_vocab_size))
+        model, self.has_new_softmax = make_model(args, self.text.tokenizer.lm_vocab_size)
+        model.to(accelerator.device)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.config = model.config
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(args, model))
-        warmup = math.ceil(args.warmup_steps * (self.max_steps if args.warmup_steps < 1 else 1))
-        schedule = args.lr_scheduler_type
-        schedule = "constant_with_warmup" if schedule == "constant" and warmup else schedule
-        self.scheduler = get_scheduler(schedule, self.optimizer.optimizer, warmup, self.max_steps)
-        self.state: ElmoState | None = None
-        self.step = 0
-        self.generator = torch.Generator()
-        self.last_evaluation: dict[str, float] = {}
-        self.shown: dict[str, str] = {}
-
-    def _prepare_output_dir(self):
-        """Make sure that nothing of an earlier run is lost or mixed up with this one."""
-        args, folder = self.args, self.output_dir
-        self.checkpoint = None
-        if args.resume_from_checkpoint is not None:
-            self.checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not args.overwrite_output_dir:
-            raise ArgumentsError(
-                f"{folder} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
-                "delete what is there with --overwrite_output_dir"
-            )
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            if args.overwrite_output_dir and folder.is_dir() and self.checkpoint is None:
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
+        self.config, self.sampler = model.config, model.sampler
+        # FSDP shards the softmax instead, with its gradient.
+        model.lm_head.sparse = self.is_sparse = (
+            model.sampler is not None and accelerator.distributed_type != DistributedType.FSDP
+        )
+        if self.is_sparse:
+            torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless it is told one or the other
+            names = [name for name, _ in model.named_parameters() if name.startswith("lm_head.")]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+        # A filter of width 1 has a dimension of one, whose stride means nothing but makes DDP warn.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
+        self.model, *self.optimizers = accelerator.prepare(model, *make_optimizers(args, model))
+        self.schedules = [make_schedule(args, optimizer.optimizer, self.max_steps) for optimizer in self.optimizers]
 
     def announce(self):
         """Print what will be trained on what, once."""
@@ -272,181 +180,245 @@ class Pretrainer:
                 f"{facts['unknown_rate']:.2%} unknown, {facts['truncated_rate']:.3%} cut at "
                 f"{self.config.max_word_length - 2} bytes"
             )
-            for trouble in ("lines_with_invalid_utf8", "control_characters"):
-                if facts[trouble]:
-                    print(f"{name}: {facts[trouble]:,} {trouble.replace('_', ' ')} (replaced)")
-        sampler = self.accelerator.unwrap_model(self.model).sampler
-        softmax = f"sampled softmax with {sampler.num_samples:,} negatives" if sampler else "full softmax"
+        for trouble in self.text.train.report.problems():
+            print(f"train: {trouble}")
+        softmax = f"sampled softmax with {self.sampler.num_samples:,} negatives" if self.sampler else "full softmax"
         print(f"vocabulary: {self.config.lm_vocab_size:,} words, {softmax}")
+        if self.has_new_softmax:
+            print(f"softmax: new, trained alone for the first {self.args.freeze_bilm_steps:,} steps")
         print(
             f"model: {sum(p.numel() for p in self.model.parameters()):,} parameters; {self.max_steps:,} steps of "
             f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}"
         )
 
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def micro_step(self, index: int) -> Tensor:
+        """Forward and backward of one batch; returns the mean loss of each direction and lane, (2, lanes)."""
+        args, accelerator = self.args, self.accelerator
+        window, self.position = self.lanes.read(self.position, args.unroll_steps, self.mine)
+        batch = to_device(self.text.train_table.batch(window), accelerator.device)
+        self.reset_lanes(index)
+        negatives = None
+        if self.sampler is not None:
+            self.generator.manual_seed(seed_of(args.seed, index))
+            negatives = self.sampler.draw(self.generator), self.sampler.draw(self.generator)
+        torch.manual_seed(seed_of(args.seed, index, accelerator.process_index))  # dropout
+        output = self.model(**batch, state=self.state, negatives=negatives)
+        self.state = ElmoState(*(tensor.detach() for tensor in output.state))
+        accelerator.backward(output.loss * (args.unroll_steps if args.scale_loss_by_unroll_steps else 1))
+        return output.word_losses.detach().mean(2)
+
+    def reset_lanes(self, index: int):
+        """Set the state of some lanes to zero, as the batch's number decides."""
+        probability = self.args.state_reset_probability
+        if self.state is None or not probability:
+            return
+        self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
+        chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[self.mine] < probability  # (lanes,)
+        chosen = chosen.to(self.accelerator.device)[:, None]
+        self.state = ElmoState(*(tensor.masked_fill(chosen, 0) for tensor in self.state))
+
+    def finish_gradients(self) -> Tensor:
+        """Share the gradients that DDP leaves alone, and clip all; returns their norm before, ()."""
+        limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        model = self.accelerator.unwrap_model(self.model)
+        if self.step < self.args.freeze_bilm_steps:
+            for parameter in model.elmo.parameters():
+                parameter.grad = None
+        if not self.is_sparse:
+            return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        self.gradient_bytes = share_row_gradients(list(model.lm_head.parameters()))
+        self.accelerator.unscale_gradients()
+        return clip_gradients(model.parameters(), limit)
+
+    def optimizer_step(self) -> Tensor:
+        """One step of the optimizers; returns the gradient's norm before clipping, ()."""
+        norm = torch.zeros(())
+        accumulation = self.args.gradient_accumulation_steps
+        for micro in range(accumulation):
+            with self.accelerator.accumulate(self.model):
+                self.log.add(self.micro_step(self.step * accumulation + micro))
+                if self.accelerator.sync_gradients:
+                    norm = self.finish_gradients()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        for schedule in self.schedules:
+            schedule.step()
+        self.step += 1
+        return norm
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def start_log(self):
+        """Begin the log behind the steps that are done."""
+        self.log = TrainingLog(
+            self.accelerator,
+            self.output_dir,
+            self.step,
+            self.max_steps,
+            self.words_per_step,
+            self.text.train.num_predictions,
+        )
+
+    def train(self) -> dict[str, float]:
+        """Train to the last step, write the finished folder, and return the last evaluation.
+
+        Raises:
+            `Stopped`: SIGTERM or SIGINT came; a checkpoint was saved.
+            `FloatingPointError`: the loss is no number any more.
+            `CheckpointError`: a checkpoint could not be read or written.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._unlock)
+            if self.checkpoint is not None:
+                self.resume()
+            self.start_log()
+            stack.callback(self.log.bar.close)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self.model.train()
+            while self.step < self.max_steps:
+                self._step_and_look()
+            if not self.last_evaluation:  # resumed behind the last step
+                self.evaluate()
+        on_main(self.accelerator, self.write_finished_folder)
+        # gloo's threads must be done with Python's objects, and DDP gone, before the process group is destroyed: its
+        # destructor waits for those threads, which may wait for Python's lock.
+        self.accelerator.wait_for_everyone()
+        del self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+        return self.last_evaluation
+
+    def _on_signal(self, number: int, _frame: Any):
+        if self.stopped_by is not None:  # the second time: at once
+            raise KeyboardInterrupt
+        self.stopped_by = number
+
+    def _step_and_look(self):
+        """One step, and what is due behind it."""
+        args, learning_rate = self.args, self.schedules[0].get_last_lr()[0]
+        norm = self.optimizer_step()
+        self.log.bar.update()
+        is_last = self.step == self.max_steps
+        must_stop = self._is_told_to_stop()
+        evaluates = is_last or (args.eval_steps and self.step % args.eval_steps == 0)
+        saves = must_stop or (args.save_steps and (is_last or self.step % args.save_steps == 0))
+        if self.step % args.logging_steps == 0 or evaluates or saves:
+            self.log.check(args.gradient_accumulation_steps)
+        if self.step % args.logging_steps == 0 or is_last:
+            self.log.training_line(self.step, learning_rate=learning_rate, **self.measures(norm))
+        pause = time.monotonic()
+        if evaluates:
+            self.evaluate()
+        if saves:
+            self.save()
+        self.log.pause(pause)
+        if must_stop:
+            number = self.stopped_by or signal.SIGTERM
+            raise Stopped(
+                number,
+                f"stopped by {signal.Signals(number).name} at step {self.step}; --resume_from_checkpoint last goes on",
+            )
+
+    def _is_told_to_stop(self) -> bool:
+        several = self.accelerator.num_processes > 1
+        if several and self.step % STEPS_BETWEEN_STOP_CHECKS and self.step != self.max_steps:
+            return False
+        return any_process(self.accelerator, self.stopped_by is not None)
+
+    def measures(self, norm: Tensor) -> dict[str, float]:
+        """What is worth watching beside the loss."""
+        assert self.state is not None
+        values = {"grad_norm": float(norm)}
+        if self.config.cell_clip:
+            clipped = (self.state.cell.abs() >= self.config.cell_clip).float().mean()
+            values["clipped_cells"] = float(self.accelerator.reduce(clipped, "mean"))
+        if self.gradient_bytes:
+            values["softmax_gradient_bytes"] = self.gradient_bytes
+        return values
+
+    def evaluate(self):
+        """Perplexity of the validation text, into the log and onto the progress bar."""
+        args, text = self.args, self.text
+        values = evaluate(
+            self.accelerator, self.model, text.validation, text.validation_table, args.eval_lanes, args.unroll_steps
+        )
+        self.last_evaluation, self.evaluated_at = values, self.step
+        self.log.write(self.step, **values)
+        self.log.show(val_fw=values["eval_forward_perplexity"], val_bw=values["eval_backward_perplexity"])
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
     def facts(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be resumed."""
+        """What must be the same for a run to go on exactly."""
         return {
-            "data": self.text.train.fingerprint,
+            "text": self.text.train.folder.name,
+            "vocabulary": self.text.vocabulary_hash(),
             "lanes": self.lanes.num_lanes,
             "processes": self.accelerator.num_processes,
             "unroll_steps": self.args.unroll_steps,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
             "optim": self.args.optim,
             "seed": self.args.seed,
-            "lm_vocab_size": self.config.lm_vocab_size,
         }
-
-    def resume(self):
-        """Go on from the checkpoint that the arguments name."""
-        facts = read_facts(self.checkpoint, self.facts())
-        self.state = load_checkpoint(self.accelerator, self.checkpoint, self.model, self.optimizer, self.scheduler)
-        self.step = facts["step"]
-        log = self.output_dir / LOG_FILE
-        if self.is_main and log.is_file():
-            # What was logged behind the checkpoint will be logged once more.
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in lines))
-        if self.is_main:
-            print(f"resumed from {self.checkpoint} at step {self.step}")
-
-    def micro_step(self, index: int) -> Tensor:
-        """Forward and backward of one batch; returns both directions' losses, (2,), for the log."""
-        args, accelerator = self.args, self.accelerator
-        lanes = args.per_device_train_batch_size
-        first = accelerator.process_index * lanes
-        window = self.lanes.window(index * args.unroll_steps, args.unroll_steps, slice(first, first + lanes))
-        batch = to_device(self.table.batch(window), accelerator.device)
-        self.reset_lanes(index, slice(first, first + lanes))
-        negatives = None
-        if (sampler := accelerator.unwrap_model(self.model).sampler) is not None:
-            self.generator.manual_seed(seed_of(args.seed, index))
-            negatives = sampler.draw(self.generator), sampler.draw(self.generator)
-        torch.manual_seed(seed_of(args.seed, index, accelerator.process_index))  # dropout
-        output = self.model(**batch, state=self.state, negatives=negatives)
-        self.state = ElmoState(*(tensor.detach() for tensor in output.state))
-        accelerator.backward(output.loss * (args.unroll_steps if args.scale_loss_by_unroll_steps else 1))
-        return torch.stack([output.forward_loss, output.backward_loss]).detach()
-
-    def reset_lanes(self, index: int, mine: slice):
-        """Set the state of some lanes to zero, as the batch's number decides."""
-        probability = self.args.state_reset_probability
-        if self.state is None or not probability:
-            return
-        self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
-        chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[mine] < probability  # (lanes,)
-        chosen = chosen.to(self.accelerator.device)[:, None]
-        self.state = ElmoState(*(tensor.masked_fill(chosen, 0) for tensor in self.state))
-
-    def optimizer_step(self) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; returns the mean losses (2,) and the gradient's norm before clipping ()."""
-        args, accumulation = self.args, self.args.gradient_accumulation_steps
-        losses, norm = torch.zeros(2, device=self.accelerator.device), torch.zeros(())
-        for micro in range(accumulation):
-            with self.accelerator.accumulate(self.model):
-                losses += self.micro_step(self.step * accumulation + micro) / accumulation
-                if self.accelerator.sync_gradients:
-                    limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.scheduler.step()
-        self.step += 1
-        return losses, norm
-
-    def train(self) -> dict[str, float]:
-        """Train to the last step, write the finished folder, and return the last evaluation."""
-        if self.checkpoint is not None:
-            self.resume()
-        self.model.train()
-        with tqdm(
-            total=self.max_steps, initial=self.step, desc="training", disable=not self.is_main, mininterval=1
-        ) as self.bar:
-            self._train_to_the_end()
-            if not self.last_evaluation:  # resumed behind the last step
-                self.evaluate()
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self.write_finished_folder()
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        return self.last_evaluation
-
-    def _train_to_the_end(self):
-        args = self.args
-        losses, logged_at, started = torch.zeros(2, device=self.accelerator.device), self.step, time.monotonic()
-        while self.step < self.max_steps:
-            learning_rate = self.scheduler.get_last_lr()[0]
-            step_losses, norm = self.optimizer_step()
-            losses += step_losses
-            self.bar.update()
-            is_last = self.step == self.max_steps
-            if self.step % args.logging_steps == 0 or is_last:
-                seconds = time.monotonic() - started
-                self.log_training(losses / (self.step - logged_at), norm, learning_rate, seconds, logged_at)
-                losses, logged_at, started = torch.zeros_like(losses), self.step, time.monotonic()
-            pause = time.monotonic()
-            if is_last or (args.eval_steps and self.step % args.eval_steps == 0):
-                self.evaluate()
-            if args.save_steps and (is_last or self.step % args.save_steps == 0):
-                self.save()
-            started += time.monotonic() - pause  # words/s is the speed of training alone
-
-    def log_training(self, losses: Tensor, norm: Tensor, learning_rate: float, seconds: float, since: int):
-        """One line of the log: means over the steps since the last one, over all processes."""
-        forward, backward = self.accelerator.reduce(losses, "mean").tolist()
-        if not (math.isfinite(forward) and math.isfinite(backward)):
-            raise FloatingPointError(
-                f"the loss became {forward} forward and {backward} backward between steps {since} and {self.step}: "
-                "lower the learning rate; nothing was saved since the last checkpoint"
-            )
-        speed = (self.step - since) * self.words_per_step / max(seconds, 1e-9)
-        self.log(
-            loss=(forward + backward) / 2,
-            forward_perplexity=math.exp(forward),
-            backward_perplexity=math.exp(backward),
-            learning_rate=learning_rate,
-            grad_norm=float(norm),
-            words_per_second=speed,
-        )
-        self.show(words=f"{speed:,.0f}/s", fw=math.exp(forward), bw=math.exp(backward))
-
-    def evaluate(self):
-        """Perplexity of the validation text, into the log and onto the progress bar."""
-        args = self.args
-        values = evaluate(
-            self.accelerator, self.model, self.text.validation, self.text.tokenizer, args.eval_lanes, args.unroll_steps
-        )
-        self.last_evaluation = values
-        self.log(**values)
-        self.show(val_fw=values["eval_forward_perplexity"], val_bw=values["eval_backward_perplexity"])
-
-    def show(self, **values: float | str):
-        """Set values of the progress bar's end; the others stay."""
-        self.shown |= {name: value if isinstance(value, str) else f"{value:.1f}" for name, value in values.items()}
-        self.bar.set_postfix(self.shown)
-
-    def log(self, **values: float):
-        """Append a line to the log."""
-        if not self.is_main:
-            return
-        words = self.step * self.words_per_step
-        line = {"step": self.step, "epoch": round(words / self.text.train.num_predictions, 4), "words": words, **values}
-        with open(self.output_dir / LOG_FILE, "a") as log:
-            log.write(json.dumps(line) + "\n")
 
     def save(self):
         """Write a checkpoint."""
+        weights = self.accelerator.get_state_dict(self.model)
+        model = self.accelerator.unwrap_model(self.model)
+        optimizer_state = {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+        }
+        if self.accelerator.scaler is not None:
+            optimizer_state["scaler"] = self.accelerator.scaler.state_dict()
+        facts = self.facts()
+        if self.evaluated_at == self.step:
+            facts["eval_loss"] = self.last_evaluation["eval_loss"]
         save_checkpoint(
             self.accelerator,
             self.output_dir,
             self.step,
-            self.model,
-            self.optimizer,
-            self.scheduler,
+            lambda folder: model.save_pretrained(folder, state_dict=weights),
+            optimizer_state,
             self.state,
-            self.facts(),
+            self.position,
+            facts,
             self.args.save_total_limit,
         )
+
+    def resume(self):
+        """Go on from the checkpoint that the arguments name."""
+        assert self.checkpoint is not None
+        facts = check(self.checkpoint)
+        different = compare_facts(self.checkpoint, facts, self.facts(), self.args.resume_with_changes)
+        try:
+            weights, optimizer_state, state, position = load_checkpoint(self.checkpoint)
+            self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+            for optimizer, values in zip(self.optimizers, optimizer_state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            for schedule, values in zip(self.schedules, optimizer_state["schedules"], strict=True):
+                schedule.load_state_dict(values)
+            if self.accelerator.scaler is not None and "scaler" in optimizer_state:
+                self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{self.checkpoint} does not fit this model: {str(error)[:300]}") from error
+        self.step = facts["step"]
+        if different & {"lanes", "text", "seed"}:
+            # Other lanes start from zero states; the stream goes on behind the sentences that were taken before.
+            taken = position.taken if "text" not in different else np.zeros_like(position.taken)
+            self.position = Position.at_the_end(self.lanes.num_lanes)._replace(taken=taken)
+        else:
+            self.position = position
+            self.state = state and ElmoState(*(tensor[:, :, self.mine].to(self.accelerator.device) for tensor in state))
+        if self.is_main:
+            changes = f"; other than it: {', '.join(sorted(different))}" if different else ""
+            print(f"resumed from {self.checkpoint} at step {self.step}{changes}")
+
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     def write_finished_folder(self):
         """Model, tokenizer, code, model card and curve: all that sharing needs, each file whole or absent."""

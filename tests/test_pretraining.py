@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
-from modeling_elmo.checkpoints import CheckpointError, checkpoints_of, find_checkpoint
-from modeling_elmo.data import Corpus
-from modeling_elmo.pretraining import Pretrainer, evaluate, seed_of
+from modeling_elmo.checkpoints import check, checkpoints_of
+from modeling_elmo.corpus import Corpus, write_corpus
+from modeling_elmo.evaluation import evaluate
+from modeling_elmo.lanes import TypeTable
+from modeling_elmo.pretraining import Pretrainer, seed_of
+from modeling_elmo.text_files import ReadingReport
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +73,7 @@ def flags(folder: Path, output: Path, **more: object) -> list[str]:
         "max_steps": 8,
         "logging_steps": 2,
         "pre_tokenized": True,
+        "data_cache_dir": folder / "cache",
         **more,
     }
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
@@ -111,15 +115,17 @@ def test_it_learns_and_leaves_a_folder_that_auto_classes_load(run, folder, tmp_p
 def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, run, train_script):
     """Lanes of any number and windows of any length against one text read word by word."""
     output = tmp_path / "out"
+    (tmp_path / "corpus").mkdir()
     run(*flags(folder, output))
     model = AutoModelForPreTraining.from_pretrained(output)
     tokenizer = AutoTokenizer.from_pretrained(output)
-    corpus = Corpus.from_lines((folder / "validation.txt").read_text().splitlines(), str.split)
-    values = evaluate(Accelerator(), model, corpus, tokenizer, 1, 7)
+    sentences = [line.split() for line in (folder / "validation.txt").read_text().splitlines()]
+    write_corpus(tmp_path / "corpus", sentences, lambda words: [words], tokenizer, ReadingReport())
+    corpus = Corpus(tmp_path / "corpus")
+    values = evaluate(Accelerator(), model, corpus, TypeTable(corpus, tokenizer), 1, 7)
     # A lane is the sentences one after another with the state carried, each direction on its own.
     sums, words, state = torch.zeros(2, dtype=torch.double), 0, None
-    for index in range(corpus.num_sentences):
-        sentence = [corpus.types[i] for i in corpus.words[corpus.starts[index] : corpus.starts[index + 1]]]
+    for sentence in sentences:
         inputs = tokenizer([sentence], is_split_into_words=True, return_lm_labels=True, return_tensors="pt")
         ids, labels = inputs["input_ids"], inputs["labels"]
         with torch.no_grad():
@@ -228,12 +234,12 @@ def test_a_data_set_by_name(run, folder, tmp_path):
     ("change", "message"),
     [
         ({"train_file": "nowhere.txt"}, "no file is named 'nowhere.txt'"),
-        ({"per_device_train_batch_size": 100000}, "lower the batch size"),
+        ({"per_device_train_batch_size": 100000}, "lower per_device_train_batch_size"),
         ({"per_device_train_batch_size": 400, "unroll_steps": 20}, "fewer than one batch"),
         ({"config_name": "huge"}, "no configuration 'huge'"),
         ({"config_overrides": "lstm_dim=-3"}, "lstm_dim must be greater than 0"),
         ({"config_overrides": "lstm_dimension=3"}, "lstm_dimension"),
-        ({"resume_from_checkpoint": "last"}, "no checkpoint to resume from"),
+        ({"resume_from_checkpoint": "last"}, "no whole checkpoint to resume from"),
         ({"vocab_file": "nowhere.txt"}, "nowhere.txt"),
         ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"learning_rate": 1e30}, "the loss became"),
@@ -270,15 +276,28 @@ def test_another_run_cannot_be_resumed_by_mistake(run, folder, tmp_path, capsys)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_damaged_checkpoint_is_named(run, folder, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(run, folder, tmp_path, capsys):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    run(*flags(folder, whole, save_steps=4))
     run(*flags(folder, output, save_steps=4))
     file = output / "checkpoint-8/optimizer.pt"
-    file.write_bytes(file.read_bytes()[:100])
-    assert run(*flags(folder, output, resume_from_checkpoint="last")) == 2
-    assert "checkpoint-8 is damaged" in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        find_checkpoint(str(tmp_path), output)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-8")) == 2
+    assert "checkpoint-8 is damaged (optimizer.pt is not what was written)" in capsys.readouterr().err
+    assert run(*flags(folder, output, resume_from_checkpoint="last", save_steps=4)) == 0
+    told = capsys.readouterr().out
+    assert "checkpoint-8 is damaged" in told and f"resumed from {output / 'checkpoint-4'} at step 4" in told
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(output / "model.safetensors")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    check(output / "checkpoint-8")
+
+
+def test_what_is_no_checkpoint_is_named(run, folder, tmp_path, capsys):
+    assert run(*flags(folder, tmp_path / "out", resume_from_checkpoint=folder)) == 2
+    assert "is not a checkpoint" in capsys.readouterr().err
+    assert run(*flags(folder, tmp_path / "out", resume_from_checkpoint="auto", max_steps=2)) == 0
 
 
 def test_seeds_differ_by_every_number():
@@ -288,6 +307,7 @@ def test_seeds_differ_by_every_number():
 def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_direction_never(folder, tmp_path):
     args = parse_arguments(PretrainingArguments, flags(folder, tmp_path / "out"))
     trainer = Pretrainer(args)
+    trainer.start_log()
     draws = []
     forward = trainer.model.forward
     trainer.model.forward = lambda *a, negatives, **k: draws.append(negatives) or forward(*a, negatives=negatives, **k)
@@ -300,6 +320,7 @@ def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_dir
 def test_lanes_are_reset_as_often_as_asked(folder, tmp_path, probability, least, most):
     argv = flags(folder, tmp_path / "out", state_reset_probability=probability, per_device_train_batch_size=16)
     trainer = Pretrainer(parse_arguments(PretrainingArguments, argv))
+    trainer.start_log()
     states = []
     forward = trainer.model.forward
     trainer.model.forward = lambda *a, state, **k: states.append(state) or forward(*a, state=state, **k)

@@ -1,0 +1,55 @@
+"""Perplexity of a text read in lanes, as pretraining watches it: full softmax, both directions, the state carried."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .corpus import Corpus
+from .lanes import FORWARD, TypeTable, read_in_order
+from .training_log import lane_perplexities
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device, without waiting for it."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, corpus: Corpus, table: TypeTable, num_lanes: int, steps: int
+) -> dict[str, float]:
+    """Loss and perplexity of each direction over a text, full softmax, state carried over the whole of each lane.
+
+    Called by every process; each reads its own lanes. `steps` words of a lane are read at once, which does not change
+    the result. Carried for long, a lane's cells may latch at the clip and spoil the mean, so the perplexities of the
+    median and the worst lane stand beside it.
+
+    Args:
+        model: an `ElmoForPreTraining`, prepared by the accelerator or not.
+    """
+    num_lanes = max(min(num_lanes, corpus.num_sentences), accelerator.num_processes)
+    mine = range(accelerator.process_index, num_lanes, accelerator.num_processes)
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, num_lanes)  # forward loss, backward loss, words
+    state: Any = None
+    for window in read_in_order(corpus, num_lanes, steps, mine):
+        with accelerator.autocast():
+            output = model(**to_device(table.batch(window), accelerator.device), state=state)
+        state = output.state
+        chosen = slice(mine.start, None, mine.step)
+        sums[:2, chosen] += output.word_losses.sum(2).float().cpu()
+        sums[2, chosen] += torch.from_numpy((window.targets[FORWARD] >= 0).sum(1))
+    model.train(was_training)
+    sums = accelerator.reduce(sums.to(accelerator.device)).double().cpu()
+    forward, backward = (sums[:2].sum(1) / sums[2].sum()).tolist()
+    return {
+        "eval_loss": (forward + backward) / 2,
+        "eval_perplexity": math.exp((forward + backward) / 2),
+        "eval_forward_perplexity": math.exp(forward),
+        "eval_backward_perplexity": math.exp(backward),
+        **lane_perplexities((sums[:2] / sums[2])[:, sums[2] > 0], "eval_"),
+    }

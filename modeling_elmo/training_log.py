@@ -1,0 +1,129 @@
+"""What people watch while a model trains: a line of numbers now and then, on disk, on the bar and in any tracker."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+LOG_FILE = "log.jsonl"
+# exp() of more is no float64 any more: such a loss is as lost as NaN.
+HIGHEST_LOSS = 700
+
+
+def lane_perplexities(losses: Tensor, prefix: str = "") -> dict[str, float]:
+    """Perplexity of the median and of the worst lane of each direction; `losses`: (2, lanes), nats per word.
+
+    A lane whose cells latch at the clip is lost while the others are fine: the mean alone would not tell which it is.
+    """
+    values = {}
+    for name, lanes in zip(("forward", "backward"), losses, strict=True):
+        values[f"{prefix}{name}_median_lane"] = math.exp(min(float(lanes.median()), HIGHEST_LOSS))
+        values[f"{prefix}{name}_worst_lane"] = math.exp(min(float(lanes.max()), HIGHEST_LOSS))
+    return values
+
+
+class TrainingLog:
+    """The log of one run: `log.jsonl`, the progress bar, and the trackers of Accelerate.
+
+    Args:
+        accelerator: of the run; its trackers are started by the caller.
+        folder: where `log.jsonl` lies.
+        step: steps done before, by the run that is resumed: what was logged behind them is forgotten.
+        max_steps: where the bar ends.
+        words_per_step: words that each direction predicts in a step, over all processes.
+        words_per_epoch: words of the text.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, step: int, max_steps: int, words_per_step: int,
+        words_per_epoch: int,
+    ):  # fmt: skip
+        self.accelerator = accelerator
+        self.file = folder / LOG_FILE
+        self.words_per_step, self.words_per_epoch = words_per_step, words_per_epoch
+        self.losses: list[Tensor] = []  # of each batch since the last line, (2, lanes of this process)
+        self.first = step  # the step before the first of them
+        self.started = time.monotonic()
+        self.shown: dict[str, str] = {}
+        if accelerator.is_main_process and self.file.is_file():
+            lines = [line for line in self.file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+            self.file.write_text("".join(lines))
+        self.bar = tqdm(
+            total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, mininterval=1
+        )
+
+    def add(self, lane_losses: Tensor):
+        """Remember the mean losses of a batch, (2, lanes of this process), without waiting for the device."""
+        self.losses.append(lane_losses)
+
+    def check(self, batches_per_step: int = 1):
+        """Look at what was remembered. Called by every process.
+
+        Raises:
+            `FloatingPointError`: a loss is not a number, or beyond all bounds; says in which batch that began.
+        """
+        if not self.losses:
+            return
+        means = torch.stack([losses.mean(1) for losses in self.losses])  # (batches, 2)
+        means = self.accelerator.reduce(means, "mean").cpu()
+        lost = (~(means.abs() < HIGHEST_LOSS)).any(1).nonzero()  # a comparison with NaN is false
+        if len(lost):
+            batch = int(lost[0])
+            forward, backward = means[batch].tolist()
+            raise FloatingPointError(
+                f"the loss became {forward:g} forward and {backward:g} backward in batch {batch % batches_per_step + 1} "
+                f"of step {self.first + batch // batches_per_step + 1}: lower the learning rate, or look at that "
+                "batch; nothing was saved since the last checkpoint, from which --resume_from_checkpoint last goes on"
+            )
+
+    def training_line(self, step: int, **values: float):
+        """Write a line on the steps since the last one: means over their words. Called by every process."""
+        losses = torch.stack(self.losses).mean(0).T.contiguous()  # (lanes of this process, 2)
+        lanes = self.accelerator.gather(losses).float().cpu().T  # (2, lanes)
+        forward, backward = lanes.mean(1).tolist()
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        speed = (step - self.first) * self.words_per_step / seconds
+        self.write(
+            step,
+            loss=(forward + backward) / 2,
+            forward_perplexity=math.exp(forward),
+            backward_perplexity=math.exp(backward),
+            **lane_perplexities(lanes),
+            **values,
+            words_per_second=speed,
+        )
+        self.show(words=f"{speed:,.0f}/s", fw=math.exp(forward), bw=math.exp(backward))
+        self.losses, self.first, self.started = [], step, time.monotonic()
+
+    def pause(self, since: float):
+        """Leave the time since `since` (`time.monotonic()`) out of the speed."""
+        self.started += time.monotonic() - since
+
+    def show(self, **values: float | str):
+        """Set values of the progress bar's end; the others stay."""
+        self.shown |= {name: value if isinstance(value, str) else f"{value:.1f}" for name, value in values.items()}
+        self.bar.set_postfix(self.shown)
+
+    def write(self, step: int, **values: float):
+        """Append a line, and tell the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        words = step * self.words_per_step
+        line: dict[str, Any] = {"step": step, "epoch": round(words / self.words_per_epoch, 4), "words": words, **values}
+        with open(self.file, "a") as log:
+            log.write(json.dumps(line) + "\n")
+        self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinity for a line that was cut off."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf

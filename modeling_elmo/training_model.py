@@ -1,0 +1,98 @@
+"""What is trained, and by what: the model that the arguments name, its optimizers and schedules."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from .arguments import ArgumentsError, PretrainingArguments
+from .configuration_elmo import ElmoConfig
+from .language_model import ElmoForPreTraining
+from .modeling_elmo import ElmoModel
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
+    """The model configuration that the arguments name, for a vocabulary of that size.
+
+    Raises:
+        `ArgumentsError`: no such configuration, or overrides that no ELMo can have.
+    """
+    named = CONFIGS / f"{args.config_name}.json"
+    path = named if named.is_file() else Path(args.config_name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
+        raise ArgumentsError(f"no configuration {args.config_name!r}: give a config.json or one of {known}")
+    try:
+        config = ElmoConfig.from_json_file(path)
+        if args.config_overrides:
+            config.update_from_string(args.config_overrides)
+        values = {**config.to_dict(), "lm_vocab_size": lm_vocab_size}
+        return ElmoConfig.from_dict(values)
+    except Exception as error:  # JSON, strict-dataclass and override errors have no common class
+        raise ArgumentsError(f"configuration {args.config_name!r}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForPreTraining, bool]:
+    """The model to train, and whether its softmax is new although its biLM is not.
+
+    Raises:
+        `ArgumentsError`: `model_name_or_path` or the configuration cannot be used.
+    """
+    path = args.model_name_or_path
+    if path is None:
+        return ElmoForPreTraining(read_config(args, lm_vocab_size)), False
+    try:
+        config = ElmoConfig.from_pretrained(path)
+        is_new = args.new_vocabulary or args.vocab_file or args.tokenizer_name or config.lm_vocab_size is None
+        if not is_new:
+            loaded: Any = ElmoForPreTraining.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+            model, info = loaded
+            if model.config.lm_vocab_size != lm_vocab_size:
+                raise ValueError(
+                    f"its softmax has {model.config.lm_vocab_size:,} words and its vocabulary {lm_vocab_size:,}: "
+                    "take --new_vocabulary"
+                )
+            return model, any(name.startswith("lm_head") for name in info["missing_keys"])
+        model = ElmoForPreTraining(ElmoConfig.from_dict({**config.to_dict(), "lm_vocab_size": lm_vocab_size}))
+        weights = ElmoModel.from_pretrained(path, dtype=torch.float32).state_dict()
+        model.elmo.load_state_dict({name: weights[name] for name in model.elmo.state_dict()})
+        return model, True
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentsError(f"cannot start from {path}: {error}") from error
+
+
+def make_optimizers(args: PretrainingArguments, model: ElmoForPreTraining) -> list[Optimizer]:
+    """The original's Adagrad (it has no epsilon), or AdamW; a second one for a softmax with sparse gradients.
+
+    Adagrad leaves a row alone whose gradient is zero, so sparse and dense gradients give the same weights. Adam would
+    not: `SparseAdam` moves the rows that a step has touched only, without weight decay.
+    """
+    softmax = list(model.lm_head.parameters()) if model.lm_head.sparse else []
+    rest = [parameter for parameter in model.parameters() if all(parameter is not other for other in softmax)]
+    if args.optim == "adagrad":
+        start = args.initial_accumulator_value
+        groups = [group for group in (rest, softmax) if group]
+        return [
+            torch.optim.Adagrad(group, lr=args.learning_rate, initial_accumulator_value=start, eps=0.0)
+            for group in groups
+        ]
+    betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
+    optimizers: list[Optimizer] = [
+        torch.optim.AdamW(rest, lr=args.learning_rate, betas=betas, eps=eps, weight_decay=args.weight_decay)
+    ]
+    if softmax:
+        optimizers.append(torch.optim.SparseAdam(softmax, lr=args.learning_rate, betas=betas, eps=eps))
+    return optimizers
+
+
+def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LRScheduler:
+    """The course of the learning rate over `max_steps`."""
+    warmup = math.ceil(args.warmup_steps * (max_steps if args.warmup_steps < 1 else 1))
+    name = "constant_with_warmup" if args.lr_scheduler_type == "constant" and warmup else args.lr_scheduler_type
+    return get_scheduler(name, optimizer, warmup, max_steps)

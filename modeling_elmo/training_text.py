@@ -1,0 +1,162 @@
+"""What is trained on: texts found, tokenised once, and counted; the tokenizer and its LM vocabulary."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .arguments import ArgumentsError, PretrainingArguments
+from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write, write_corpus
+from .lanes import TypeTable
+from .processes import on_main
+from .sentences import split_sentences
+from .text_files import ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
+from .tokenization_elmo import ElmoTokenizer
+
+HOLD_OUT_EVERY = 50
+
+
+@dataclass
+class Text:
+    """The text to learn, the text to be judged by, and the tokenizer with the LM vocabulary.
+
+    `train_table`, `validation_table`: characters and labels of each text's words.
+    """
+
+    train: Corpus
+    validation: Corpus
+    tokenizer: ElmoTokenizer
+    train_table: TypeTable
+    validation_table: TypeTable
+
+    def report(self) -> dict[str, Any]:
+        """Counts for the user and the model card; rates are shares of the tokens."""
+        facts: dict[str, Any] = {"vocabulary": self.tokenizer.lm_vocab_size}
+        parts = [("train", self.train, self.train_table), ("validation", self.validation, self.validation_table)]
+        for name, corpus, table in parts:
+            unknown = corpus.counts()[table.labels[: corpus.num_types] == self.tokenizer.lm_unk_id].sum()
+            tokens = max(corpus.num_tokens, 1)
+            facts[name] = {
+                "sentences": corpus.num_sentences,
+                "tokens": corpus.num_tokens,
+                "types": corpus.sizes["types"],
+                "unknown_rate": float(unknown / tokens),
+                "truncated_rate": corpus.sizes["truncated"] / tokens,
+                "lines_with_invalid_utf8": corpus.report.lines_with_invalid_utf8,
+                "control_characters": corpus.report.control_characters,
+            }
+        return facts
+
+    def vocabulary_hash(self) -> str:
+        """Changes when any word of the LM vocabulary or its place does."""
+        words = "\n".join(self.tokenizer.lm_vocab).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(words, digest_size=16).hexdigest()
+
+
+def splitter(args: PretrainingArguments, tokenizer: ElmoTokenizer) -> Callable[[str], list[list[str]]]:
+    """What turns a line into sentences, each a list of words."""
+    if args.pre_tokenized:
+        return lambda line: [line.split()]
+    if args.sentence_per_line:
+        return lambda line: [tokenizer.split_words(line)]
+    return lambda line: [tokenizer.split_words(sentence) for sentence in split_sentences(line)]
+
+
+def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
+    """The tokenizer that the arguments name, with its vocabulary if it has one.
+
+    Raises:
+        `ArgumentsError`: it cannot be read.
+    """
+    sources = ("vocab_file", "tokenizer_name")
+    if args.tokenizer_name is not None and args.vocab_file is not None:
+        raise ArgumentsError(f"give either {' or '.join(sources)}: the tokenizer has a vocabulary of its own")
+    folder = args.tokenizer_name or (None if args.vocab_file else args.model_name_or_path)
+    try:
+        if folder is not None:
+            return ElmoTokenizer.from_pretrained(folder)
+        return ElmoTokenizer(vocab_file=args.vocab_file)
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"no vocabulary could be read: {error}") from error
+
+
+def dataset_hash(args: PretrainingArguments) -> list[Any]:
+    """What tells a data set from others: its fingerprint; of a stream, which nobody has read yet, its name."""
+    from datasets import load_dataset
+
+    name = [args.dataset_name, args.dataset_config_name, args.dataset_split]
+    if not args.streaming:
+        # Errors are told better where the lines are read.
+        with suppress(Exception):
+            name.append(load_dataset(str(name[0]), name[1], split=name[2])._fingerprint)
+    return name
+
+
+def tokenised(
+    args: PretrainingArguments, files: list[str], tokenizer: ElmoTokenizer, hold_out: int, accelerator: Accelerator
+) -> Path:
+    """The folder of the tokenised text, made if no earlier run has made it; without files, of the data set.
+
+    Called by every process of a run; one of them does the work.
+
+    Raises:
+        `DataError`: files or data sets that cannot be read.
+    """
+    key = key_of(
+        content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
+        column=args.text_column_name,
+        pre_tokenized=args.pre_tokenized,
+        sentence_per_line=args.sentence_per_line,
+        words=None if args.pre_tokenized else json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"],
+        max_word_length=tokenizer.max_word_length,
+        hold_out=hold_out,
+    )
+
+    def write(folder: Path):
+        report = ReadingReport()
+        split = splitter(args, tokenizer)
+        if files:
+            total = sum(os.path.getsize(name) for name in files)
+            with tqdm(total=total, desc="tokenising", unit="B", unit_scale=True, delay=1) as bar:
+                lines = read_lines(files, report, args.text_column_name, on_bytes=bar.update)
+                write_corpus(folder, lines, split, tokenizer, report, hold_out)
+        else:
+            lines = lines_of_dataset(
+                str(args.dataset_name), args.dataset_config_name, args.dataset_split, args.text_column_name, report,
+                streaming=args.streaming,
+            )  # fmt: skip
+            seen = tqdm(lines, desc="tokenising", unit=" lines", unit_scale=True, delay=1)
+            write_corpus(folder, seen, split, tokenizer, report, hold_out)
+
+    return open_or_write(Path(args.data_cache_dir or cache_folder()) / key, write)
+
+
+def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
+    """Tokenise or open the texts that the arguments name, and get or build the vocabulary.
+
+    Raises:
+        `DataError`, `ArgumentsError`: files, data sets, tokenizers or vocabularies that cannot be used.
+    """
+    tokenizer = read_tokenizer(args)
+    hold_out = 0 if args.validation_file else HOLD_OUT_EVERY
+    files = find_files(args.train_file) if args.train_file else []
+    folder = tokenised(args, files, tokenizer, hold_out, accelerator)
+    train = Corpus(folder, TRAIN)
+    if args.validation_file:
+        validation = Corpus(tokenised(args, find_files(args.validation_file), tokenizer, 0, accelerator))
+    else:
+        validation = Corpus(folder, HELD_OUT)
+    if not tokenizer.lm_vocab_size or args.new_vocabulary:
+        most = None if args.vocab_size is None else args.vocab_size + 3  # <S>, </S> and <UNK> may be words of the text
+        counts = train.frequent_words(args.min_frequency, most)
+        tokenizer = tokenizer.train_new_from_counts(counts, args.vocab_size, args.min_frequency)
+    table = TypeTable(train, tokenizer)
+    same = validation.folder == train.folder
+    return Text(train, validation, tokenizer, table, table if same else TypeTable(validation, tokenizer))
