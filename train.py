@@ -9,10 +9,10 @@ The original recipe (Adagrad) and a modern one (AdamW, warm-up, cosine):
     python train.py configs/recipes/original.yaml --train_file 'news/*.gz' --output_dir runs/news
     python train.py configs/recipes/adamw.yaml --train_file 'news/*.gz' --output_dir runs/news
 
-On two GPUs, on two CPU processes, and after an interruption:
+On several GPUs, on two CPU processes, and after an interruption:
 
-    accelerate launch --num_processes 2 train.py ... --save_steps 1000
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train.py ...
+    accelerate launch --config_file configs/accelerate/multi_gpu.yaml train.py ... --save_steps 1000
+    accelerate launch --cpu --num_processes 2 train.py ...
     python train.py ... --resume_from_checkpoint last
 
 Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.

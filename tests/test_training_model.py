@@ -1,0 +1,126 @@
+"""Which model is trained: new ones, those of other runs, converted ones; their optimizers; the frozen biLM."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo.arguments import ArgumentsError, PretrainingArguments
+from modeling_elmo.training_model import make_model, make_optimizers, make_schedule
+
+LINES = ["red green blue red green red"] * 60
+
+
+def arguments(**values) -> PretrainingArguments:
+    return PretrainingArguments(**{"output_dir": "out", "train_file": ["text"], **values})
+
+
+@pytest.fixture
+def published(tmp_path, tiny_config) -> Path:
+    """A folder with a whole language model of 40 words."""
+    folder = tmp_path / "published"
+    ElmoForPreTraining(tiny_config).save_pretrained(folder)
+    counts = {f"word{i}": 100 - i for i in range(37)}
+    ElmoTokenizer().train_new_from_counts(counts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def encoder_only(tmp_path, tiny_config) -> Path:
+    """A folder as conversion leaves it where the softmax was not published."""
+    folder = tmp_path / "encoder"
+    ElmoModel(ElmoConfig.from_dict({**tiny_config.to_dict(), "lm_vocab_size": None})).save_pretrained(folder)
+    ElmoTokenizer().save_pretrained(folder)
+    return folder
+
+
+def equal(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_whole_language_model_goes_on_with_its_softmax(published):
+    model, is_new = make_model(arguments(model_name_or_path=str(published)), 40)
+    assert not is_new and equal(dict(model.named_parameters()), load_file(published / "model.safetensors"))
+
+
+def test_a_new_vocabulary_has_a_fresh_softmax_and_the_old_bilm(published):
+    model, is_new = make_model(arguments(model_name_or_path=str(published), new_vocabulary=True), 40)
+    saved = load_file(published / "model.safetensors")
+    assert is_new and not torch.equal(model.lm_head.weight, saved["lm_head.weight"])
+    assert equal(model.elmo.state_dict(), {k[5:]: v for k, v in saved.items() if k.startswith("elmo.")})
+
+
+def test_an_encoder_gets_a_fresh_softmax_of_any_size(encoder_only):
+    model, is_new = make_model(arguments(model_name_or_path=str(encoder_only)), 77)
+    saved = ElmoModel.from_pretrained(encoder_only).state_dict()
+    assert is_new and model.lm_head.weight.shape[0] == model.config.lm_vocab_size == 77
+    assert equal(model.elmo.state_dict(), {k: v for k, v in saved.items() if "scalar_mix" not in k})
+
+
+def test_what_cannot_be_started_from_is_named(published, tmp_path):
+    with pytest.raises(ArgumentsError, match=r"cannot start from .*nowhere"):
+        make_model(arguments(model_name_or_path=str(tmp_path / "nowhere")), 40)
+    with pytest.raises(ArgumentsError, match="--new_vocabulary"):
+        make_model(arguments(model_name_or_path=str(published)), 41)
+    with pytest.raises(ArgumentsError, match="config_overrides"):
+        arguments(model_name_or_path=str(published), config_overrides="dropout=0.5")
+
+
+@pytest.mark.parametrize(
+    ("optim", "sparse", "kinds"),
+    [
+        ("adagrad", False, ["Adagrad"]),
+        ("adagrad", True, ["Adagrad", "Adagrad"]),
+        ("adamw", False, ["AdamW"]),
+        ("adamw", True, ["AdamW", "SparseAdam"]),
+    ],
+)
+def test_each_parameter_has_one_optimizer(tiny_config, optim, sparse, kinds):
+    model = ElmoForPreTraining(tiny_config)
+    model.lm_head.sparse = sparse
+    optimizers = make_optimizers(arguments(optim=optim, learning_rate=0.01), model)
+    assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    if sparse:
+        assert {id(p) for p in optimizers[1].param_groups[0]["params"]} == {id(p) for p in model.lm_head.parameters()}
+
+
+def test_a_schedule_warms_up_and_falls(tiny_config):
+    optimizer = make_optimizers(arguments(optim="adamw", learning_rate=1.0), ElmoForPreTraining(tiny_config))[0]
+    schedule = make_schedule(arguments(warmup_steps=0.1, lr_scheduler_type="linear"), optimizer, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0 and rates[10] == max(rates) == 1.0 and rates[99] < 0.02
+
+
+def run_on(folder: Path, output: Path, run, **more) -> dict[str, torch.Tensor]:
+    (output.parent / "text.txt").write_text("\n".join(LINES))
+    values = {"train_file": output.parent / "text.txt", "output_dir": output, "model_name_or_path": folder,
+              "per_device_train_batch_size": 4, "unroll_steps": 5, "max_steps": 3, "pre_tokenized": True,
+              "data_cache_dir": output.parent / "cache", **more}  # fmt: skip
+    assert run(*[text for name, value in values.items() for text in (f"--{name}", str(value))]) == 0
+    return load_file(output / "model.safetensors")
+
+
+def test_the_softmax_is_trained_alone_while_the_bilm_is_frozen(published, tmp_path, run, capsys):
+    before = load_file(published / "model.safetensors")
+    frozen = run_on(published, tmp_path / "frozen", run, new_vocabulary=True, freeze_bilm_steps=3)
+    assert "softmax: new, trained alone for the first 3 steps" in capsys.readouterr().out
+    assert frozen["lm_head.weight"].shape[0] == 6  # <S>, </S>, <UNK>, red, green, blue
+    assert all(torch.equal(frozen[name], before[name]) for name in before if name.startswith("elmo."))
+    thawed = run_on(published, tmp_path / "thawed", run, new_vocabulary=True, freeze_bilm_steps=2)
+    assert not torch.equal(thawed["elmo.lstm.layers.0.weight_ih"], before["elmo.lstm.layers.0.weight_ih"])
+
+
+def test_training_goes_on_on_another_text_with_the_same_words(published, tmp_path, run):
+    words = json.dumps((published / "vocab.txt").read_text())
+    trained = run_on(published, tmp_path / "out", run)
+    assert json.dumps((tmp_path / "out/vocab.txt").read_text()) == words
+    assert trained["lm_head.weight"].shape[0] == 40
