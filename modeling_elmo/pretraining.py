@@ -82,6 +82,9 @@ class Pretrainer:
             )
         except (ImportError, ValueError) as error:
             raise ArgumentsError(f"Accelerate cannot be set up: {error}") from error
+        missing = set(args.report_to) - {"all", *map(str, self.accelerator.log_with)}
+        if missing:
+            raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
         self.is_main = self.accelerator.is_main_process
         self.lock = FileLock(self.output_dir / LOCK_FILE)
         on_main(self.accelerator, self._prepare_output_dir)

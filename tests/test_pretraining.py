@@ -329,3 +329,29 @@ def test_lanes_are_reset_as_often_as_asked(folder, tmp_path, probability, least,
     assert states[0] is None
     is_zero = [~state.cell.any(-1).any(0).any(0) & ~state.hidden.any(-1).any(0).any(0) for state in states[1:]]
     assert least <= int(torch.stack(is_zero).sum()) <= most  # of 9 batches with 16 lanes each
+
+
+def test_the_log_tells_what_people_watch(run, folder, tmp_path):
+    run(*flags(folder, tmp_path / "out", eval_steps=4, config_overrides="cell_clip=0.05"))
+    lines = log_of(tmp_path / "out")
+    for line in lines:
+        prefix = "eval_" if "eval_loss" in line else ""
+        for direction in ("forward", "backward"):
+            median, worst = (line[f"{prefix}{direction}_{lane}_lane"] for lane in ("median", "worst"))
+            assert 1 < median <= worst
+    training = [line for line in lines if "loss" in line]
+    assert all(0 < line["clipped_cells"] < 1 for line in training)
+    assert all(line["grad_norm"] > 0 and line["words_per_second"] > 0 for line in training)
+
+
+def test_a_tracker_gets_the_same_numbers(run, folder, tmp_path, capsys):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(*flags(folder, tmp_path / "out", report_to="tensorboard"))
+    found = {}
+    for file in (tmp_path / "out").rglob("events.*"):
+        events = reader.EventAccumulator(str(file)).Reload()
+        found |= {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    training = [line for line in log_of(tmp_path / "out") if "loss" in line]
+    assert found["loss"] == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in training]
+    assert run(*flags(folder, tmp_path / "other", report_to="comet_ml")) == 2
+    assert "comet_ml is not installed" in capsys.readouterr().err
