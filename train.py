@@ -12,7 +12,7 @@ The original recipe (Adagrad) and a modern one (AdamW, warm-up, cosine):
 On several GPUs, on two CPU processes, and after an interruption:
 
     accelerate launch --config_file configs/accelerate/multi_gpu.yaml train.py ... --save_steps 1000
-    accelerate launch --cpu --num_processes 2 train.py ...
+    accelerate launch --config_file configs/accelerate/cpu_2_processes.yaml train.py ...
     python train.py ... --resume_from_checkpoint last
 
 Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.

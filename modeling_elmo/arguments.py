@@ -196,6 +196,8 @@ class PretrainingArguments:
                 raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if not 0 <= self.state_reset_probability <= 1:
             raise ArgumentsError(f"state_reset_probability must be in [0, 1], not {self.state_reset_probability}")
+        if self.vocab_size is not None and self.vocab_size < 4:
+            raise ArgumentsError(f"vocab_size counts <S>, </S> and <UNK>: it must be 4 or more, not {self.vocab_size}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ArgumentsError(f"max_steps must be 1 or more, or -1 for num_train_epochs, not {self.max_steps}")
         if bool(self.train_file) == (self.dataset_name is not None):

@@ -1,8 +1,8 @@
 """Checkpoints of pretraining: written whole or not at all, found again, and checked before they are used.
 
 A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt` (optimizers,
-schedules, loss scale), `lanes-<process>.safetensors` (the LSTM state of each process's lanes), `stream.safetensors`
-(the position in the text) and `trainer_state.json` with the hash of each file. Orders, dropout and negatives are
+schedules, loss scale), `lanes-<process>.safetensors` (what each process keeps of its lanes), `stream.safetensors` (the
+position in the text) and `trainer_state.json` with the hash of each file. Orders, dropout and negatives are
 functions of the seed and the step, so there is no other random state to keep.
 """
 
@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .lanes import Position
-from .lstm import ElmoState
 from .processes import on_all, on_main
 
 STATE_FILE = "trainer_state.json"
@@ -36,7 +35,11 @@ class CheckpointError(ValueError):
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in an output folder, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def save_checkpoint(
@@ -45,7 +48,7 @@ def save_checkpoint(
     step: int,
     write_model: Callable[[Path], None],
     optimizer_state: dict[str, Any],
-    lanes: ElmoState | None,
+    lanes: dict[str, Tensor],
     position: Position,
     facts: dict[str, Any],
     keep: int,
@@ -57,7 +60,7 @@ def save_checkpoint(
     Args:
         write_model: writes the model into a folder; called by the main process.
         optimizer_state: what `torch.save` is to keep; that of the main process is written.
-        lanes: this process's LSTM states; `None` before the first batch.
+        lanes: tensors whose dimension 2 is this process's lanes: LSTM states, losses that are not in the log yet.
         facts: go into `trainer_state.json`; `eval_loss` among them decides which checkpoint is the best.
 
     Raises:
@@ -67,9 +70,8 @@ def save_checkpoint(
     unfinished = folder / f"{UNFINISHED}{target.name}"
 
     def write_mine():
-        if lanes is not None:
-            tensors = {name: tensor.contiguous() for name, tensor in lanes._asdict().items()}
-            save_file(tensors, unfinished / f"lanes-{accelerator.process_index}.safetensors")
+        tensors = {name: tensor.contiguous() for name, tensor in lanes.items()}
+        save_file(tensors, unfinished / f"lanes-{accelerator.process_index}.safetensors")
 
     def write_shared():
         write_model(unfinished)
@@ -80,7 +82,7 @@ def save_checkpoint(
         (unfinished / STATE_FILE).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        _delete(target)
         unfinished.rename(target)
         _sync(folder)
 
@@ -92,17 +94,25 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
-            f"{target} could not be written ({error}): make room and go on with --resume_from_checkpoint last; older "
+            f"{target} could not be written ({error}): make room and go on with --resume_from_checkpoint auto; older "
             "checkpoints are untouched"
         ) from error
     if accelerator.is_main_process:
-        delete_old(folder, keep)
+        delete_old(folder, keep, step)
     return target
 
 
 def _make_empty(folder: Path):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _delete(checkpoint: Path):
+    """Delete a checkpoint; whenever this is interrupted, there is a whole one or none of its name."""
+    if checkpoint.exists():
+        going = checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}")
+        shutil.rmtree(going, ignore_errors=True)
+        shutil.rmtree(checkpoint.rename(going))
 
 
 def _hash(file: Path) -> str:
@@ -123,8 +133,14 @@ def _sync(path: Path):
         os.close(descriptor)
 
 
-def delete_old(folder: Path, keep: int):
-    """Delete all checkpoints but the last `keep` and the one with the lowest `eval_loss`."""
+def delete_old(folder: Path, keep: int, step: int):
+    """Delete all checkpoints but the last `keep` up to `step` and the one of these with the lowest `eval_loss`.
+
+    One behind `step` is left of a run that was taken up again at an earlier checkpoint: it would pass for the last one.
+    """
+    for path in checkpoints_of(folder):
+        if _step_of(path) > step:
+            _delete(path)
     *_, last = all_checkpoints = checkpoints_of(folder)
     losses = {}
     for path in all_checkpoints:
@@ -134,7 +150,7 @@ def delete_old(folder: Path, keep: int):
     best = min(judged, key=lambda path: judged[path], default=last)
     for old in all_checkpoints[:-keep]:
         if old != best:
-            shutil.rmtree(old)
+            _delete(old)
 
 
 def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> Path | None:
@@ -205,14 +221,12 @@ def compare_facts(checkpoint: Path, facts: dict[str, Any], now: dict[str, Any], 
     return different
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any], ElmoState | None, Position]:
-    """Weights, optimizer state, the LSTM states of the lanes of all processes, and the position in the text."""
+def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor], Position]:
+    """Weights, optimizer state, what was kept of the lanes of all processes, and the position in the text."""
     weights = load_file(checkpoint / "model.safetensors")
     optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     files = sorted(checkpoint.glob("lanes-*.safetensors"), key=lambda file: int(file.stem.split("-")[1]))
-    states = [load_file(file) for file in files]
-    lanes = None
-    if states:
-        lanes = ElmoState(**{name: torch.cat([state[name] for state in states], dim=2) for name in ElmoState._fields})
+    parts = [load_file(file) for file in files]
+    lanes = {name: torch.cat([part[name] for part in parts], dim=2) for name in parts[0]}
     stream = load_file(checkpoint / "stream.safetensors")
     return weights, optimizer_state, lanes, Position(**{name: stream[name].numpy() for name in Position._fields})

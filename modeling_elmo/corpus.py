@@ -17,7 +17,6 @@ import heapq
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from array import array
 from collections import defaultdict
@@ -25,14 +24,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from .text_files import DataError, ReadingReport
 
-FORMAT = 1  # part of the key: another layout is another corpus
+FORMAT = 2  # part of the key: another layout is another corpus
 TRAIN, HELD_OUT = "train", "held_out"
 # Words whose ids are known at once while tokenising: at about 150 bytes a word, 600 MB.
 MAX_INDEXED_TYPES = 4_000_000
@@ -72,7 +71,8 @@ class _Part:
     def __init__(self, folder: Path):
         folder.mkdir()
         self.folder = folder
-        self.words_file, self.starts_file = open(folder / "words.bin", "wb"), open(folder / "starts.bin", "wb")
+        self.words_file = open(folder / "words.bin", "wb")  # noqa: SIM115 -- `close` does
+        self.starts_file = open(folder / "starts.bin", "wb")  # noqa: SIM115
         self.words, self.starts = array("i"), array("q", [0])
         self.counts = np.zeros(0, dtype=np.int64)
         self.sentences = self.tokens = 0
@@ -125,8 +125,8 @@ def write_corpus(
         tokenizer: knows the characters of a word.
         report: filled in while `lines` is read; it is kept with the corpus.
         hold_out_every: put each sentence of that number into the part "held_out"; 0: none.
-        max_indexed_types: when so many words are remembered, the rarer half is forgotten; a forgotten word that comes
-            again gets a second id.
+        max_indexed_types: when more words than these, and at least one, are remembered, all but the most frequent half
+            as many are forgotten; a forgotten word that comes again gets a second id.
     """
     parts = {name: _Part(folder / name) for name in ([TRAIN, HELD_OUT] if hold_out_every else [TRAIN])}
     num_sentences = 0
@@ -140,7 +140,7 @@ def write_corpus(
                 held = hold_out_every and num_sentences % hold_out_every == 0
                 parts[HELD_OUT if held else TRAIN].add([index[word] for word in words])
             if len(index) > max_indexed_types:
-                _thin_out(index, list(parts.values()))
+                _thin_out(index, list(parts.values()), -(-max_indexed_types // 2))
     is_cut = _write_rows(folder, tokenizer)
     facts = {
         "parts": {name: part.close(index.num_types, is_cut) for name, part in parts.items()},
@@ -148,17 +148,19 @@ def write_corpus(
         "has_repeated_types": index.num_types > len(index),
         "max_word_length": tokenizer.max_word_length,
         "report": asdict(report),
+        "bytes": {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*.*")},
     }
     (folder / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _thin_out(index: _Index, parts: list[_Part]):
-    """Forget the rarer half of the words."""
+def _thin_out(index: _Index, parts: list[_Part], most: int):
+    """Forget all but the `most` most frequent words."""
     counts = np.zeros(index.num_types, dtype=np.int64)
     for part in parts:
         part.flush()
         counts[: len(part.counts)] += part.counts
-    kept = np.argpartition(counts[list(index.values())], len(index) // 2)[len(index) // 2 :]
+    rare = len(index) - most
+    kept = np.argpartition(counts[list(index.values())], rare)[rare:]
     words = list(index)
     kept_words = [(words[i], index[words[i]]) for i in sorted(kept)]
     index.clear()
@@ -201,18 +203,14 @@ class Corpus:
             self.has_repeated_types: bool = facts["has_repeated_types"]
             self.max_word_length: int = facts["max_word_length"]
             self.report = ReadingReport(**facts["report"])
-            self._words = self._open("words.bin", 4 * self.num_tokens)
-            self._starts = self._open("starts.bin", 8 * (self.num_sentences + 1))
-            self._open("counts.bin", 8 * self.num_types).close()
+            for name, size in facts["bytes"].items():
+                if (found := (self.folder / name).stat().st_size) != size:
+                    raise ValueError(f"{name} has {found} bytes, not {size}")
+            # Closed when the corpus goes.
+            self._words = open(self.folder / part / "words.bin", "rb", buffering=0)  # noqa: SIM115
+            self._starts = open(self.folder / part / "starts.bin", "rb", buffering=0)  # noqa: SIM115
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenised text in {folder} is damaged ({error}): delete that folder") from error
-
-    def _open(self, name: str, size: int) -> BinaryIO:
-        file = open(self.folder / self.part / name, "rb", buffering=0)
-        if (found := os.fstat(file.fileno()).st_size) != size:
-            file.close()
-            raise ValueError(f"{name} has {found} bytes, not {size}")
-        return file
 
     @property
     def num_sentences(self) -> int:
@@ -285,12 +283,16 @@ def open_or_write(folder: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         `DataError`: it cannot be written (disk full), and what `write` raises; nothing half-done is left.
     """
+    if (folder / "corpus.json").is_file():  # also in a folder that others own
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "corpus.json").is_file():
-                unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+                unfinished = folder.with_name(f"unfinished-{folder.name}")
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
                 try:
+                    unfinished.mkdir()
                     write(unfinished)
                     shutil.rmtree(folder, ignore_errors=True)
                     unfinished.rename(folder)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .corpus import Corpus
 from .lanes import FORWARD, TypeTable, read_in_order
-from .training_log import lane_perplexities
+from .training_log import HIGHEST_LOSS, lane_perplexities
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -29,6 +29,9 @@ def evaluate(
 
     Args:
         model: an `ElmoForPreTraining`, prepared by the accelerator or not.
+
+    Raises:
+        `FloatingPointError`: a loss is not a number, or beyond all bounds.
     """
     num_lanes = max(min(num_lanes, corpus.num_sentences), accelerator.num_processes)
     mine = range(accelerator.process_index, num_lanes, accelerator.num_processes)
@@ -46,6 +49,11 @@ def evaluate(
     model.train(was_training)
     sums = accelerator.reduce(sums.to(accelerator.device)).double().cpu()
     forward, backward = (sums[:2].sum(1) / sums[2].sum()).tolist()
+    if not (forward < HIGHEST_LOSS and backward < HIGHEST_LOSS):  # a comparison with NaN is false
+        raise FloatingPointError(
+            f"the validation loss became {forward:g} forward and {backward:g} backward: lower the learning rate; "
+            "--resume_from_checkpoint last goes on from the last checkpoint"
+        )
     return {
         "eval_loss": (forward + backward) / 2,
         "eval_perplexity": math.exp((forward + backward) / 2),

@@ -5,6 +5,7 @@ processes) and dropout (another one in each). So a run that is resumed goes on e
 """
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -33,17 +34,20 @@ from .checkpoints import (
 )
 from .evaluation import evaluate, to_device
 from .lanes import Lanes, Position
+from .language_model import ElmoForPreTraining
 from .lstm import ElmoState
 from .model_card import model_card
 from .processes import any_process, on_main
 from .reporting import plot_curve
 from .row_gradients import clip_gradients, share_row_gradients
+from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
 from .training_log import LOG_FILE, TrainingLog
 from .training_model import make_model, make_optimizers, make_schedule
 from .training_text import read_text
 
 LOCK_FILE = ".lock"
+UNFINISHED_MODEL = f"{UNFINISHED}model"
 # Several processes ask each other so often whether one was told to stop.
 STEPS_BETWEEN_STOP_CHECKS = 5
 
@@ -61,6 +65,18 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+def check_launch(accelerator: Accelerator):
+    """Raise an `ArgumentsError` if several processes were wanted on the CPU and only this one was started.
+
+    Without MPI, `accelerate launch --cpu` starts one process whatever it is told.
+    """
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise ArgumentsError(
+            "accelerate launch --cpu starts one process only: start several with torchrun --nproc_per_node N train.py, "
+            "or with accelerate launch --config_file configs/accelerate/cpu_2_processes.yaml train.py"
+        )
+
+
 class Pretrainer:
     """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder.
 
@@ -73,15 +89,19 @@ class Pretrainer:
         self.output_dir = Path(args.output_dir)
         try:
             self.accelerator = Accelerator(
+                # Else processes on a machine without a GPU would not find each other, and each train alone.
+                cpu=not torch.accelerator.is_available(),
                 mixed_precision=args.mixed_precision,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 log_with=args.report_to or None,
                 project_dir=args.output_dir,
+                fsdp_plugin=fsdp_plugin(),
                 # Gradients are views of what is sent to the other processes: one copy of them less.
                 kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             )
         except (ImportError, ValueError) as error:
             raise ArgumentsError(f"Accelerate cannot be set up: {error}") from error
+        check_launch(self.accelerator)
         missing = set(args.report_to) - {"all", *map(str, self.accelerator.log_with)}
         if missing:
             raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
@@ -145,6 +165,7 @@ class Pretrainer:
         self.mine = range(first, first + args.per_device_train_batch_size)
         self.position = Position.at_the_end(self.lanes.num_lanes)
         self.state: ElmoState | None = None
+        self.losses_to_log: Tensor | None = None
         self.words_per_step = self.lanes.num_lanes * args.unroll_steps * args.gradient_accumulation_steps
         self.max_steps = args.max_steps
         if self.max_steps < 0:
@@ -158,17 +179,17 @@ class Pretrainer:
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.config, self.sampler = model.config, model.sampler
-        # FSDP shards the softmax instead, with its gradient.
-        model.lm_head.sparse = self.is_sparse = (
-            model.sampler is not None and accelerator.distributed_type != DistributedType.FSDP
-        )
+        self.is_sharded = is_sharded(accelerator)  # then the softmax is, too, with its gradient
+        model.lm_head.sparse = self.is_sparse = model.sampler is not None and not self.is_sharded
         if self.is_sparse:
             torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless it is told one or the other
             names = [name for name, _ in model.named_parameters() if name.startswith("lm_head.")]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         # A filter of width 1 has a dimension of one, whose stride means nothing but makes DDP warn.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
-        self.model, *self.optimizers = accelerator.prepare(model, *make_optimizers(args, model))
+        optimizers = make_optimizers(args, model)
+        prepare = prepare_sharded if self.is_sharded else Accelerator.prepare
+        self.model, *self.optimizers = prepare(accelerator, model, *optimizers)
         self.schedules = [make_schedule(args, optimizer.optimizer, self.max_steps) for optimizer in self.optimizers]
 
     def announce(self):
@@ -207,7 +228,8 @@ class Pretrainer:
             self.generator.manual_seed(seed_of(args.seed, index))
             negatives = self.sampler.draw(self.generator), self.sampler.draw(self.generator)
         torch.manual_seed(seed_of(args.seed, index, accelerator.process_index))  # dropout
-        output = self.model(**batch, state=self.state, negatives=negatives)
+        with accelerator.autocast():
+            output = self.model(**batch, state=self.state, negatives=negatives)
         self.state = ElmoState(*(tensor.detach() for tensor in output.state))
         accelerator.backward(output.loss * (args.unroll_steps if args.scale_loss_by_unroll_steps else 1))
         return output.word_losses.detach().mean(2)
@@ -260,6 +282,7 @@ class Pretrainer:
             self.accelerator,
             self.output_dir,
             self.step,
+            self.losses_to_log,
             self.max_steps,
             self.words_per_step,
             self.text.train.num_predictions,
@@ -271,7 +294,7 @@ class Pretrainer:
         Raises:
             `Stopped`: SIGTERM or SIGINT came; a checkpoint was saved.
             `FloatingPointError`: the loss is no number any more.
-            `CheckpointError`: a checkpoint could not be read or written.
+            `CheckpointError`: a checkpoint, the log or the finished model could not be read or written.
         """
         with ExitStack() as stack:
             stack.callback(self._unlock)
@@ -286,7 +309,7 @@ class Pretrainer:
                 self._step_and_look()
             if not self.last_evaluation:  # resumed behind the last step
                 self.evaluate()
-        on_main(self.accelerator, self.write_finished_folder)
+            self.finish()
         # gloo's threads must be done with Python's objects, and DDP gone, before the process group is destroyed: its
         # destructor waits for those threads, which may wait for Python's lock.
         self.accelerator.wait_for_everyone()
@@ -310,7 +333,12 @@ class Pretrainer:
         evaluates = is_last or (args.eval_steps and self.step % args.eval_steps == 0)
         saves = must_stop or (args.save_steps and (is_last or self.step % args.save_steps == 0))
         if self.step % args.logging_steps == 0 or evaluates or saves:
-            self.log.check(args.gradient_accumulation_steps)
+            self.log.check(self.step, args.gradient_accumulation_steps)
+        if (is_last or saves) and self.accelerator.scaler is None and not norm.isfinite():  # a scaler skips such steps
+            raise FloatingPointError(
+                f"the gradient of step {self.step} has a norm of {float(norm):g} although the loss is a number: lower "
+                "the learning rate; --resume_from_checkpoint last goes on from the last checkpoint"
+            )
         if self.step % args.logging_steps == 0 or is_last:
             self.log.training_line(self.step, learning_rate=learning_rate, **self.measures(norm))
         pause = time.monotonic()
@@ -368,16 +396,33 @@ class Pretrainer:
             "seed": self.args.seed,
         }
 
+    def whole_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Weights and the state of each optimizer, as a single process would have them. Called by every process."""
+        if self.is_sharded:
+            weights, state = whole_state(self.model, self.optimizers[0])
+            return weights, [state]
+        model = self.accelerator.unwrap_model(self.model)
+        return model.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def write_model(self, folder: Path, weights: dict[str, Tensor]):
+        """Weights, configuration and code."""
+        with torch.device("meta"):  # a sharded model is of another class
+            model = ElmoForPreTraining(self.config)
+        model.save_pretrained(folder, state_dict=weights)
+
     def save(self):
         """Write a checkpoint."""
-        weights = self.accelerator.get_state_dict(self.model)
-        model = self.accelerator.unwrap_model(self.model)
+        weights, optimizers = self.whole_state()
         optimizer_state = {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": optimizers,
             "schedules": [schedule.state_dict() for schedule in self.schedules],
         }
         if self.accelerator.scaler is not None:
             optimizer_state["scaler"] = self.accelerator.scaler.state_dict()
+        assert self.state is not None
+        lanes = self.state._asdict()
+        if self.log.losses:
+            lanes["losses"] = torch.stack(self.log.losses)
         facts = self.facts()
         if self.evaluated_at == self.step:
             facts["eval_loss"] = self.last_evaluation["eval_loss"]
@@ -385,9 +430,9 @@ class Pretrainer:
             self.accelerator,
             self.output_dir,
             self.step,
-            lambda folder: model.save_pretrained(folder, state_dict=weights),
+            lambda folder: self.write_model(folder, weights),
             optimizer_state,
-            self.state,
+            lanes,
             self.position,
             facts,
             self.args.save_total_limit,
@@ -399,15 +444,18 @@ class Pretrainer:
         facts = check(self.checkpoint)
         different = compare_facts(self.checkpoint, facts, self.facts(), self.args.resume_with_changes)
         try:
-            weights, optimizer_state, state, position = load_checkpoint(self.checkpoint)
-            self.accelerator.unwrap_model(self.model).load_state_dict(weights)
-            for optimizer, values in zip(self.optimizers, optimizer_state["optimizers"], strict=True):
-                optimizer.load_state_dict(values)
+            weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)
+            if self.is_sharded:
+                load_whole_state(self.model, self.optimizers[0], weights, *optimizer_state["optimizers"])
+            else:
+                self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+                for optimizer, values in zip(self.optimizers, optimizer_state["optimizers"], strict=True):
+                    optimizer.load_state_dict(values)
             for schedule, values in zip(self.schedules, optimizer_state["schedules"], strict=True):
                 schedule.load_state_dict(values)
             if self.accelerator.scaler is not None and "scaler" in optimizer_state:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.checkpoint} does not fit this model: {str(error)[:300]}") from error
         self.step = facts["step"]
         if different & {"lanes", "text", "seed"}:
@@ -416,19 +464,34 @@ class Pretrainer:
             self.position = Position.at_the_end(self.lanes.num_lanes)._replace(taken=taken)
         else:
             self.position = position
-            self.state = state and ElmoState(*(tensor[:, :, self.mine].to(self.accelerator.device) for tensor in state))
+            mine = {name: tensor[:, :, self.mine].to(self.accelerator.device) for name, tensor in lanes.items()}
+            self.losses_to_log = mine.pop("losses", None)
+            self.state = ElmoState(**mine)
         if self.is_main:
             changes = f"; other than it: {', '.join(sorted(different))}" if different else ""
             print(f"resumed from {self.checkpoint} at step {self.step}{changes}")
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def write_finished_folder(self):
+    def finish(self):
+        """Write the finished folder. Called by every process."""
+        try:
+            weights, _ = self.whole_state()
+            on_main(self.accelerator, lambda: self.write_finished_folder(weights))
+        except Exception as error:  # as for a checkpoint
+            if self.is_main:
+                shutil.rmtree(self.output_dir / UNFINISHED_MODEL, ignore_errors=True)
+            raise CheckpointError(
+                f"the finished model could not be written into {self.output_dir} ({error}): make room and go on with "
+                "--resume_from_checkpoint auto"
+            ) from error
+
+    def write_finished_folder(self, weights: dict[str, Tensor]):
         """Model, tokenizer, code, model card and curve: all that sharing needs, each file whole or absent."""
-        unfinished = self.output_dir / "unfinished-model"
+        unfinished = self.output_dir / UNFINISHED_MODEL
         shutil.rmtree(unfinished, ignore_errors=True)
         model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(unfinished)
+        self.write_model(unfinished, weights)
         self.text.tokenizer.save_pretrained(unfinished)
         parts = {"word encoder": model.elmo.word_encoder, "LSTMs": model.elmo.lstm, "softmax": model.lm_head}
         card = model_card(

@@ -53,7 +53,7 @@ def share_row_gradients(parameters: Sequence[Tensor]) -> int:
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """As `torch.nn.utils.clip_grad_norm_`, for gradients of which some are sparse and coalesced; returns the norm, ()."""
+    """As `torch.nn.utils.clip_grad_norm_`, where some gradients are sparse and coalesced; returns the norm, ()."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(values)

@@ -38,6 +38,9 @@ PAD, UNK, BOS, EOS = SPECIAL_TOKENS = ("<PAD>", "<UNK>", "<S>", "</S>")
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
 # The legacy vocabulary of the One Billion Word corpus ends with this line, which stands for no word.
 END_OF_LEGACY_VOCABULARY = "!!!MAXTERMID"
+# Longer texts are split into words in pieces: the regular expression gives up on a word of ten million characters, and
+# the Rust tokenizer needs some 200 bytes a character.
+MAX_CHARACTERS = 2**16
 # What each column is filled up with; a column that is not here is not padded.
 PADDING_VALUES = {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "labels": -100}
 
@@ -195,9 +198,13 @@ class ElmoTokenizer(TokenizersBackend):
         return np.array([len(word) > self.max_word_length - 2 for word in utf8_words(words)], dtype=bool)
 
     def split_words(self, text: str) -> list[str]:
-        """The words of a raw text, as `tokenizer(text)` sees them, without sentence boundaries."""
+        """
+        The words of a raw text, as `tokenizer(text)` sees them, without sentence boundaries; a text of any length, for
+        it is cut at white space every `MAX_CHARACTERS`.
+        """
         splitter = self._word_splitter(is_split_into_words=False)
-        return splitter.encode(self._checked_text(text), add_special_tokens=False).tokens
+        pieces = _pieces(self._checked_text(text))
+        return [word for piece in pieces for word in splitter.encode(piece, add_special_tokens=False).tokens]
 
     # --- the vocabulary of the language model -----------------------------------------------------------------------
 
@@ -233,7 +240,10 @@ class ElmoTokenizer(TokenizersBackend):
             word, count = Counter(words).most_common(1)[0]
             raise ValueError(f"{source}: the word {word!r} occurs {count} times; every word has one line")
         if missing := [token for token in (BOS, EOS, UNK) if token not in ids]:
-            raise ValueError(f"{source}: a vocabulary needs the words {BOS} {EOS} {UNK}; missing: {' '.join(missing)}")
+            raise ValueError(
+                f"{source}: a vocabulary needs the words {BOS} {EOS} {UNK}; missing: {' '.join(missing)}. Give each "
+                "a line of its own, best at the top"
+            )
         if (unwritable := next((word for word in words if word and not _is_line(word)), None)) is not None:
             raise ValueError(f"{source}: the word {unwritable!r} contains a line break and cannot be a line of a file")
         self.lm_vocab = list(words)
@@ -604,6 +614,17 @@ class ElmoTokenizer(TokenizersBackend):
         return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
 
 
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most `MAX_CHARACTERS`, cut before a space; within a word if it has no space."""
+    start = 0
+    while len(text) - start > MAX_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + MAX_CHARACTERS)
+        end = space if space > 0 else start + MAX_CHARACTERS
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def _is_line(word: str) -> bool:
     return word != "" and "\n" not in word and "\r" not in word
 
@@ -611,7 +632,7 @@ def _is_line(word: str) -> bool:
 def _read_vocabulary(path: str | os.PathLike) -> list[str]:
     """The lines of a file. Only line feeds end a line: words may contain U+2028 and other separators."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             lines = file.read().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+
+from .checkpoints import UNFINISHED, CheckpointError
+from .processes import on_main
 
 LOG_FILE = "log.jsonl"
 # exp() of more is no float64 any more: such a loss is as lost as NaN.
@@ -35,35 +39,54 @@ class TrainingLog:
         accelerator: of the run; its trackers are started by the caller.
         folder: where `log.jsonl` lies.
         step: steps done before, by the run that is resumed: what was logged behind them is forgotten.
+        losses: of the batches of the last of these steps, for which there is no line yet, (batches, 2, lanes).
         max_steps: where the bar ends.
         words_per_step: words that each direction predicts in a step, over all processes.
         words_per_epoch: words of the text.
+
+    Raises:
+        `CheckpointError`: the log cannot be written, as from any method that writes a line.
     """
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, step: int, max_steps: int, words_per_step: int,
-        words_per_epoch: int,
+        self, accelerator: Accelerator, folder: Path, step: int, losses: Tensor | None, max_steps: int,
+        words_per_step: int, words_per_epoch: int,
     ):  # fmt: skip
         self.accelerator = accelerator
         self.file = folder / LOG_FILE
         self.words_per_step, self.words_per_epoch = words_per_step, words_per_epoch
-        self.losses: list[Tensor] = []  # of each batch since the last line, (2, lanes of this process)
-        self.first = step  # the step before the first of them
-        self.started = time.monotonic()
+        self.losses = [] if losses is None else list(losses)  # of each batch since the last line, (2, lanes)
+        self.first, self.started = step, time.monotonic()  # since when the speed is measured
         self.shown: dict[str, str] = {}
-        if accelerator.is_main_process and self.file.is_file():
-            lines = [line for line in self.file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-            self.file.write_text("".join(lines))
+        self._on_disk(lambda: self._forget_behind(step, max_steps))
         self.bar = tqdm(
             total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, mininterval=1
         )
+
+    def _on_disk(self, action: Callable[[], None]):
+        """Call `action` in the main process; if the disk is full, the run ends in all."""
+        try:
+            on_main(self.accelerator, action)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file} cannot be written ({error}): make room and go on with --resume_from_checkpoint auto"
+            ) from error
+
+    def _forget_behind(self, step: int, max_steps: int):
+        """Take out the lines behind a step, any that was cut off, and the last evaluation, which comes again."""
+        if self.file.is_file():
+            lines = [line for line in self.file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+            lines = [line for line in lines if _step_of(line) < max_steps or "eval_loss" not in json.loads(line)]
+            unfinished = self.file.with_name(f"{UNFINISHED}{LOG_FILE}")
+            unfinished.write_text("".join(lines))
+            unfinished.replace(self.file)  # the old one or the new one, whenever the run is killed
 
     def add(self, lane_losses: Tensor):
         """Remember the mean losses of a batch, (2, lanes of this process), without waiting for the device."""
         self.losses.append(lane_losses)
 
-    def check(self, batches_per_step: int = 1):
-        """Look at what was remembered. Called by every process.
+    def check(self, step: int, batches_per_step: int = 1):
+        """Look at what was remembered, up to the end of `step`. Called by every process.
 
         Raises:
             `FloatingPointError`: a loss is not a number, or beyond all bounds; says in which batch that began.
@@ -77,9 +100,10 @@ class TrainingLog:
             batch = int(lost[0])
             forward, backward = means[batch].tolist()
             raise FloatingPointError(
-                f"the loss became {forward:g} forward and {backward:g} backward in batch {batch % batches_per_step + 1} "
-                f"of step {self.first + batch // batches_per_step + 1}: lower the learning rate, or look at that "
-                "batch; nothing was saved since the last checkpoint, from which --resume_from_checkpoint last goes on"
+                f"the loss became {forward:g} forward and {backward:g} backward in batch "
+                f"{batch % batches_per_step + 1} of step {step - (len(means) - 1 - batch) // batches_per_step}: lower "
+                "the learning rate, or look at that batch; nothing was saved since the last checkpoint, from which "
+                "--resume_from_checkpoint last goes on"
             )
 
     def training_line(self, step: int, **values: float):
@@ -111,13 +135,15 @@ class TrainingLog:
         self.bar.set_postfix(self.shown)
 
     def write(self, step: int, **values: float):
-        """Append a line, and tell the trackers."""
-        if not self.accelerator.is_main_process:
-            return
+        """Append a line, and tell the trackers. Called by every process."""
         words = step * self.words_per_step
         line: dict[str, Any] = {"step": step, "epoch": round(words / self.words_per_epoch, 4), "words": words, **values}
-        with open(self.file, "a") as log:
-            log.write(json.dumps(line) + "\n")
+
+        def append():
+            with open(self.file, "a") as log:
+                log.write(json.dumps(line) + "\n")
+
+        self._on_disk(append)
         self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
 

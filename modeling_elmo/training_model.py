@@ -76,11 +76,12 @@ def make_optimizers(args: PretrainingArguments, model: ElmoForPreTraining) -> li
     softmax = list(model.lm_head.parameters()) if model.lm_head.sparse else []
     rest = [parameter for parameter in model.parameters() if all(parameter is not other for other in softmax)]
     if args.optim == "adagrad":
+        # The fused kernel is for the CPU and dense gradients.
+        groups = [(rest, rest[0].device.type == "cpu" or None)] + ([(softmax, None)] if softmax else [])
         start = args.initial_accumulator_value
-        groups = [group for group in (rest, softmax) if group]
         return [
-            torch.optim.Adagrad(group, lr=args.learning_rate, initial_accumulator_value=start, eps=0.0)
-            for group in groups
+            torch.optim.Adagrad(group, lr=args.learning_rate, initial_accumulator_value=start, eps=0.0, fused=fused)
+            for group, fused in groups
         ]
     betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
     optimizers: list[Optimizer] = [

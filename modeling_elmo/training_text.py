@@ -1,5 +1,6 @@
 """What is trained on: texts found, tokenised once, and counted; the tokenizer and its LM vocabulary."""
 
+import glob
 import hashlib
 import json
 import os
@@ -17,10 +18,12 @@ from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write
 from .lanes import TypeTable
 from .processes import on_main
 from .sentences import split_sentences
-from .text_files import ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
+from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
 HOLD_OUT_EVERY = 50
+# The parts of a tokenizer.json that decide what words a text has.
+WHAT_SPLITS = ("normalizer", "pre_tokenizer", "added_tokens")
 
 
 @dataclass
@@ -83,16 +86,18 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
         if folder is not None:
             return ElmoTokenizer.from_pretrained(folder)
         return ElmoTokenizer(vocab_file=args.vocab_file)
-    except (OSError, ValueError) as error:
-        raise ArgumentsError(f"no vocabulary could be read: {error}") from error
+    except Exception as error:  # those of any library that reads files may get through
+        raise ArgumentsError(f"no vocabulary could be read from {folder or args.vocab_file}: {error}") from error
 
 
 def dataset_hash(args: PretrainingArguments) -> list[Any]:
-    """What tells a data set from others: its fingerprint; of a stream, which nobody has read yet, its name."""
+    """What tells a data set from others: its fingerprint; of a stream, its files, or of the Hub only its name."""
     from datasets import load_dataset
 
-    name = [args.dataset_name, args.dataset_config_name, args.dataset_split]
-    if not args.streaming:
+    name: list[Any] = [args.dataset_name, args.dataset_config_name, args.dataset_split]
+    if args.streaming and os.path.isdir(name[0]):
+        name[0] = content_hash(find_files([f"{glob.escape(name[0])}/**"]), progress=True)
+    elif not args.streaming:
         # Errors are told better where the lines are read.
         with suppress(Exception):
             name.append(load_dataset(str(name[0]), name[1], split=name[2])._fingerprint)
@@ -109,12 +114,13 @@ def tokenised(
     Raises:
         `DataError`: files or data sets that cannot be read.
     """
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
     key = key_of(
         content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
         sentence_per_line=args.sentence_per_line,
-        words=None if args.pre_tokenized else json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"],
+        words=None if args.pre_tokenized else [words[part] for part in WHAT_SPLITS],
         max_word_length=tokenizer.max_word_length,
         hold_out=hold_out,
     )
@@ -138,6 +144,20 @@ def tokenised(
     return open_or_write(Path(args.data_cache_dir or cache_folder()) / key, write)
 
 
+def check_size(args: PretrainingArguments, train: Corpus, validation: Corpus) -> None:
+    """Raise a `DataError` where there is nothing to learn, or nothing to be judged by."""
+    if not train.num_sentences:
+        raise DataError(f"there are no words in {args.dataset_name or ', '.join(args.train_file)}: give a text")
+    if validation.num_sentences:
+        return
+    if args.validation_file:
+        raise DataError(f"there are no words in {', '.join(args.validation_file)}: name another validation_file")
+    raise DataError(
+        f"every {HOLD_OUT_EVERY}th sentence is kept out to validate, but the text has only {train.num_sentences}: name "
+        "a validation_file, or give more text"
+    )
+
+
 def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
     """Tokenise or open the texts that the arguments name, and get or build the vocabulary.
 
@@ -153,9 +173,12 @@ def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
         validation = Corpus(tokenised(args, find_files(args.validation_file), tokenizer, 0, accelerator))
     else:
         validation = Corpus(folder, HELD_OUT)
+    check_size(args, train, validation)
     if not tokenizer.lm_vocab_size or args.new_vocabulary:
         most = None if args.vocab_size is None else args.vocab_size + 3  # <S>, </S> and <UNK> may be words of the text
         counts = train.frequent_words(args.min_frequency, most)
+        if not counts:
+            raise DataError(f"no word of the text occurs {args.min_frequency} times: lower min_frequency")
         tokenizer = tokenizer.train_new_from_counts(counts, args.vocab_size, args.min_frequency)
     table = TypeTable(train, tokenizer)
     same = validation.folder == train.folder

@@ -1,9 +1,11 @@
 """Shared by all tests: a tiny configuration, and where the reference data lies."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from modeling_elmo import ElmoConfig
 
@@ -37,6 +39,36 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def train_script():
+    """train.py as a module."""
+    from training_runs import load_train
+
+    return load_train()
+
+
+@pytest.fixture
+def run(train_script, monkeypatch):
+    """Calls train.py with arguments, in this process; gives its exit code."""
+
+    def run_with(*argv: object) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
+        return train_script.main()
+
+    return run_with
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A text that a tiny model learns, and its config."""
+    from training_runs import write_text
+
+    folder = tmp_path_factory.mktemp("text")
+    write_text(folder)
+    return folder
 
 
 @pytest.fixture

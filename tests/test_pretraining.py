@@ -1,18 +1,15 @@
 """train.py, run as its users run it, on a few sentences."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from training_runs import ROOT, flags, log_of
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
@@ -22,65 +19,6 @@ from modeling_elmo.evaluation import evaluate
 from modeling_elmo.lanes import TypeTable
 from modeling_elmo.pretraining import Pretrainer, seed_of
 from modeling_elmo.text_files import ReadingReport
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def train_script():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(train_script, monkeypatch):
-    def run_with(*argv: object) -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
-        return train_script.main()
-
-    return run_with
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A text in which each word tells the next one, so that a model can learn it, and a tiny model's config."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    words = [f"w{i}" for i in range(30)]
-    lines = []
-    for _ in range(300):
-        first = int(rng.integers(30))
-        lines.append(" ".join(words[(first + k) % 30] for k in range(int(rng.integers(3, 12)))))
-    (folder / "train.txt").write_text("\n".join(lines[:280]) + "\n")
-    (folder / "validation.txt").write_text("\n".join(lines[280:]) + "\n")
-    config = json.loads((ROOT / "configs/tiny.json").read_text())
-    config |= {"char_embedding_dim": 4, "cnn_filters": [[1, 8], [2, 8], [3, 8]], "lstm_dim": 32, "projection_dim": 16}
-    (folder / "config.json").write_text(json.dumps(config | {"num_negative_samples": 12}))
-    return folder
-
-
-def flags(folder: Path, output: Path, **more: object) -> list[str]:
-    values = {
-        "train_file": folder / "train.txt",
-        "validation_file": folder / "validation.txt",
-        "output_dir": output,
-        "config_name": folder / "config.json",
-        "per_device_train_batch_size": 8,
-        "unroll_steps": 5,
-        "max_steps": 8,
-        "logging_steps": 2,
-        "pre_tokenized": True,
-        "data_cache_dir": folder / "cache",
-        **more,
-    }
-    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
-
-
-def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def test_it_learns_and_leaves_a_folder_that_auto_classes_load(run, folder, tmp_path):
