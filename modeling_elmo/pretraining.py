@@ -33,21 +33,18 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .evaluation import evaluate, to_device
+from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
-from .language_model import ElmoForPreTraining
 from .lstm import ElmoState
-from .model_card import model_card
 from .processes import any_process, on_main
-from .reporting import plot_curve
 from .row_gradients import clip_gradients, share_row_gradients
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
-from .training_log import LOG_FILE, TrainingLog
+from .training_log import TrainingLog
 from .training_model import make_model, make_optimizers, make_schedule
 from .training_text import read_text
 
 LOCK_FILE = ".lock"
-UNFINISHED_MODEL = f"{UNFINISHED}model"
 # Several processes ask each other so often whether one was told to stop.
 STEPS_BETWEEN_STOP_CHECKS = 5
 
@@ -404,12 +401,6 @@ class Pretrainer:
         model = self.accelerator.unwrap_model(self.model)
         return model.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
 
-    def write_model(self, folder: Path, weights: dict[str, Tensor]):
-        """Weights, configuration and code."""
-        with torch.device("meta"):  # a sharded model is of another class
-            model = ElmoForPreTraining(self.config)
-        model.save_pretrained(folder, state_dict=weights)
-
     def save(self):
         """Write a checkpoint."""
         weights, optimizers = self.whole_state()
@@ -430,7 +421,7 @@ class Pretrainer:
             self.accelerator,
             self.output_dir,
             self.step,
-            lambda folder: self.write_model(folder, weights),
+            lambda folder: write_model(folder, self.config, weights),
             optimizer_state,
             lanes,
             self.position,
@@ -475,40 +466,13 @@ class Pretrainer:
 
     def finish(self):
         """Write the finished folder. Called by every process."""
+        weights, _ = self.whole_state()
+        facts = {"steps": self.step, "processes": self.accelerator.num_processes}
+        what = (self.output_dir, self.config, weights, self.text, self.args, facts, self.last_evaluation)
         try:
-            weights, _ = self.whole_state()
-            on_main(self.accelerator, lambda: self.write_finished_folder(weights))
+            on_main(self.accelerator, lambda: write_finished_folder(*what))
         except Exception as error:  # as for a checkpoint
-            if self.is_main:
-                shutil.rmtree(self.output_dir / UNFINISHED_MODEL, ignore_errors=True)
             raise CheckpointError(
                 f"the finished model could not be written into {self.output_dir} ({error}): make room and go on with "
                 "--resume_from_checkpoint auto"
             ) from error
-
-    def write_finished_folder(self, weights: dict[str, Tensor]):
-        """Model, tokenizer, code, model card and curve: all that sharing needs, each file whole or absent."""
-        unfinished = self.output_dir / UNFINISHED_MODEL
-        shutil.rmtree(unfinished, ignore_errors=True)
-        model = self.accelerator.unwrap_model(self.model)
-        self.write_model(unfinished, weights)
-        self.text.tokenizer.save_pretrained(unfinished)
-        parts = {"word encoder": model.elmo.word_encoder, "LSTMs": model.elmo.lstm, "softmax": model.lm_head}
-        card = model_card(
-            model.config,
-            repo_name=self.output_dir.resolve().name,
-            parameters={name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-            data={"source": self.args.dataset_name or self.args.train_file, **self.text.report()},
-            recipe={**self.args.changed(), "steps": self.step, "processes": self.accelerator.num_processes},
-            metrics=self.last_evaluation,
-            license=self.args.license,
-            language=self.args.language,
-        )
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        try:
-            plot_curve(self.output_dir / LOG_FILE, unfinished / "curve.png")
-        except ImportError as error:
-            print(error)
-        for file in unfinished.iterdir():
-            file.replace(self.output_dir / file.name)
-        unfinished.rmdir()

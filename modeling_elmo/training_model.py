@@ -85,9 +85,7 @@ def make_optimizers(args: PretrainingArguments, model: ElmoForPreTraining) -> li
         ]
     betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(
-            rest, lr=args.learning_rate, betas=betas, eps=eps, weight_decay=args.weight_decay, fused=True
-        )
+        torch.optim.AdamW(rest, lr=args.learning_rate, betas=betas, eps=eps, weight_decay=args.weight_decay, fused=True)
     ]
     if softmax:
         optimizers.append(torch.optim.SparseAdam(softmax, lr=args.learning_rate, betas=betas, eps=eps))

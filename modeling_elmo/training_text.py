@@ -175,8 +175,8 @@ def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
         validation = Corpus(folder, HELD_OUT)
     check_size(args, train, validation)
     if not tokenizer.lm_vocab_size or args.new_vocabulary:
-        most = None if args.vocab_size is None else args.vocab_size + 3  # <S>, </S> and <UNK> may be words of the text
-        counts = train.frequent_words(args.min_frequency, most)
+        # vocab_size counts <S>, </S> and <UNK>, which may be words of the text, too.
+        counts = train.frequent_words(args.min_frequency, args.vocab_size)
         if not counts:
             raise DataError(f"no word of the text occurs {args.min_frequency} times: lower min_frequency")
         tokenizer = tokenizer.train_new_from_counts(counts, args.vocab_size, args.min_frequency)

@@ -1,0 +1,73 @@
+"""What is left of a run: a folder with the model, its tokenizer, its code, its card and its curve."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import PretrainingArguments
+from .checkpoints import UNFINISHED
+from .configuration_elmo import ElmoConfig
+from .language_model import ElmoForPreTraining
+from .model_card import model_card
+from .reporting import plot_curve
+from .training_log import LOG_FILE
+from .training_text import Text
+
+PARTS = {"word encoder": "elmo.word_encoder.", "LSTMs": "elmo.lstm.", "softmax": "lm_head."}
+
+
+def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor]):
+    """Weights, configuration and code."""
+    with torch.device("meta"):  # the model that was trained may be of another class: sharded ones are
+        model = ElmoForPreTraining(config)
+    model.save_pretrained(folder, state_dict=weights)
+
+
+def write_finished_folder(
+    folder: Path,
+    config: ElmoConfig,
+    weights: dict[str, Tensor],
+    text: Text,
+    args: PretrainingArguments,
+    facts: dict[str, Any],
+    metrics: dict[str, float],
+):
+    """Write all that sharing needs into the output folder, each file whole or absent.
+
+    Args:
+        facts: about the run, for the model card, beside the arguments that were changed.
+        metrics: of the last evaluation.
+
+    Raises:
+        Whatever writing raises, for instance because the disk is full; nothing unfinished is left.
+    """
+    unfinished = folder / f"{UNFINISHED}model"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        write_model(unfinished, config, weights)
+        text.tokenizer.save_pretrained(unfinished)
+        card = model_card(
+            config,
+            repo_name=folder.resolve().name,
+            parameters={
+                part: sum(tensor.numel() for name, tensor in weights.items() if name.startswith(prefix))
+                for part, prefix in PARTS.items()
+            },
+            data={"source": args.dataset_name or args.train_file, **text.report()},
+            recipe={**args.changed(), **facts},
+            metrics=metrics,
+            license=args.license,
+            language=args.language,
+        )
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        try:
+            plot_curve(folder / LOG_FILE, unfinished / "curve.png")
+        except ImportError as error:
+            print(error)
+        for file in unfinished.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
