@@ -15,6 +15,11 @@ On several GPUs, on two CPU processes, and after an interruption:
     accelerate launch --config_file configs/accelerate/cpu_2_processes.yaml train.py ...
     python train.py ... --resume_from_checkpoint last
 
+Processes that die are started again; without the variable the new ones may wait for the dead (pytorch issue 135712):
+
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc_per_node 2 --max_restarts 3 \\
+        train.py ... --save_steps 1000 --resume_from_checkpoint auto
+
 Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.
 """
 

@@ -156,8 +156,6 @@ class Pretrainer:
                 f"{self.lanes.num_lanes:,} lanes x {args.unroll_steps} words: give more text, or lower "
                 "per_device_train_batch_size or unroll_steps"
             )
-        if self.text.validation.num_predictions == 0:
-            raise DataError("the validation text is empty: name another validation_file")
         first = self.accelerator.process_index * args.per_device_train_batch_size
         self.mine = range(first, first + args.per_device_train_batch_size)
         self.position = Position.at_the_end(self.lanes.num_lanes)

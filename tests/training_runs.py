@@ -24,6 +24,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+# torchrun shares its store with what it starts, so that processes started again could find the addresses of dead ones
+# there and wait for them (pytorch issue 135712).
+TORCHRUN_ENVIRONMENT = ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PATIENCE = 150  # seconds for anything
 SLOW_TO_IMPORT = ["modeling_elmo.pretraining", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 
@@ -199,7 +202,10 @@ class Torchrun:
         self.told = told
         with open(told, "w") as file:
             self.agent = subprocess.Popen(
-                [*command, str(ROOT / "train.py"), *argv], env=os.environ | ENVIRONMENT, stdout=file, stderr=file
+                [*command, str(ROOT / "train.py"), *argv],
+                env=os.environ | TORCHRUN_ENVIRONMENT,
+                stdout=file,
+                stderr=file,
             )
 
     def __enter__(self):
