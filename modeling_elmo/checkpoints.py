@@ -1,7 +1,7 @@
 """Checkpoints of pretraining: written whole or not at all, found again, and checked before they are used.
 
-A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt` (optimizers,
-schedules, loss scale), `lanes-<process>.safetensors` (what each process keeps of its lanes), `stream.safetensors` (the
+A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt` (optimizer,
+schedule, loss scale), `lanes-<process>.safetensors` (what each process keeps of its lanes), `stream.safetensors` (the
 position in the text) and `trainer_state.json` with the hash of each file. Orders, dropout and negatives are
 functions of the seed and the step, so there is no other random state to keep.
 """

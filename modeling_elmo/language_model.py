@@ -226,7 +226,7 @@ class ElmoLMHead(nn.Module):
     """The softmax that both directions share: `weight` (lm_vocab_size, projection_dim), `bias` (lm_vocab_size,).
 
     `sparse`: as in `torch.nn.Embedding`; where the loss is sampled, gradients are sparse tensors, for optimizers that
-        take them (`torch.optim.SparseAdam`, `Adagrad`, `SGD`).
+        take them (`torch.optim.Adagrad`, `SGD`, `SparseAdam`).
     """
 
     sparse = False

@@ -41,7 +41,7 @@ from .row_gradients import clip_gradients, share_row_gradients
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
 from .training_log import TrainingLog
-from .training_model import make_model, make_optimizers, make_schedule
+from .training_model import make_model, make_optimizer, make_schedule
 from .training_text import read_text
 
 LOCK_FILE = ".lock"
@@ -182,10 +182,9 @@ class Pretrainer:
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         # A filter of width 1 has a dimension of one, whose stride means nothing but makes DDP warn.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
-        optimizers = make_optimizers(args, model)
         prepare = prepare_sharded if self.is_sharded else Accelerator.prepare
-        self.model, *self.optimizers = prepare(accelerator, model, *optimizers)
-        self.schedules = [make_schedule(args, optimizer.optimizer, self.max_steps) for optimizer in self.optimizers]
+        self.model, self.optimizer = prepare(accelerator, model, make_optimizer(args, model))
+        self.schedule = make_schedule(args, self.optimizer.optimizer, self.max_steps)
 
     def announce(self):
         """Print what will be trained on what, once."""
@@ -250,10 +249,14 @@ class Pretrainer:
             return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         self.gradient_bytes = share_row_gradients(list(model.lm_head.parameters()))
         self.accelerator.unscale_gradients()
-        return clip_gradients(model.parameters(), limit)
+        norm = clip_gradients(model.parameters(), limit)
+        if self.args.optim == "adamw":
+            for parameter in model.lm_head.parameters():
+                parameter.grad = parameter.grad.to_dense()
+        return norm
 
     def optimizer_step(self) -> Tensor:
-        """One step of the optimizers; returns the gradient's norm before clipping, ()."""
+        """One step of the optimizer; returns the gradient's norm before clipping, ()."""
         norm = torch.zeros(())
         accumulation = self.args.gradient_accumulation_steps
         for micro in range(accumulation):
@@ -261,11 +264,9 @@ class Pretrainer:
                 self.log.add(self.micro_step(self.step * accumulation + micro))
                 if self.accelerator.sync_gradients:
                     norm = self.finish_gradients()
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-        for schedule in self.schedules:
-            schedule.step()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.schedule.step()
         self.step += 1
         return norm
 
@@ -320,7 +321,7 @@ class Pretrainer:
 
     def _step_and_look(self):
         """One step, and what is due behind it."""
-        args, learning_rate = self.args, self.schedules[0].get_last_lr()[0]
+        args, learning_rate = self.args, self.schedule.get_last_lr()[0]
         norm = self.optimizer_step()
         self.log.bar.update()
         is_last = self.step == self.max_steps
@@ -391,20 +392,19 @@ class Pretrainer:
             "seed": self.args.seed,
         }
 
-    def whole_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Weights and the state of each optimizer, as a single process would have them. Called by every process."""
+    def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and the optimizer's state, as a single process would have them. Called by every process."""
         if self.is_sharded:
-            weights, state = whole_state(self.model, self.optimizers[0])
-            return weights, [state]
+            return whole_state(self.model, self.optimizer)
         model = self.accelerator.unwrap_model(self.model)
-        return model.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
+        return model.state_dict(), self.optimizer.state_dict()
 
     def save(self):
         """Write a checkpoint."""
-        weights, optimizers = self.whole_state()
+        weights, optimizer = self.whole_state()
         optimizer_state = {
-            "optimizers": optimizers,
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "optimizer": optimizer,
+            "schedule": self.schedule.state_dict(),
         }
         if self.accelerator.scaler is not None:
             optimizer_state["scaler"] = self.accelerator.scaler.state_dict()
@@ -435,13 +435,11 @@ class Pretrainer:
         try:
             weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)
             if self.is_sharded:
-                load_whole_state(self.model, self.optimizers[0], weights, *optimizer_state["optimizers"])
+                load_whole_state(self.model, self.optimizer, weights, optimizer_state["optimizer"])
             else:
                 self.accelerator.unwrap_model(self.model).load_state_dict(weights)
-                for optimizer, values in zip(self.optimizers, optimizer_state["optimizers"], strict=True):
-                    optimizer.load_state_dict(values)
-            for schedule, values in zip(self.schedules, optimizer_state["schedules"], strict=True):
-                schedule.load_state_dict(values)
+                self.optimizer.load_state_dict(optimizer_state["optimizer"])
+            self.schedule.load_state_dict(optimizer_state["schedule"])
             if self.accelerator.scaler is not None and "scaler" in optimizer_state:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

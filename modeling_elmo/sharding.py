@@ -55,7 +55,6 @@ def prepare_sharded(accelerator: Accelerator, model: torch.nn.Module, optimizer:
     prepared = accelerator.prepare(model, optimizer)
     if started:  # Adagrad has a state from the start: a step count and sums that are all alike
         for group in optimizer.param_groups:
-            group["fused"] = None  # that kernel does not know shards
             for parameter in group["params"]:
                 total = torch.full_like(parameter, started[0]["sum"].flatten()[0].item())
                 optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": total}

@@ -1,4 +1,4 @@
-"""What is trained, and by what: the model that the arguments name, its optimizers and schedules."""
+"""What is trained, and by what: the model that the arguments name, its optimizer and schedule."""
 
 import math
 from pathlib import Path
@@ -67,29 +67,23 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
         raise ArgumentsError(f"cannot start from {path}: {error}") from error
 
 
-def make_optimizers(args: PretrainingArguments, model: ElmoForPreTraining) -> list[Optimizer]:
-    """The original's Adagrad (it has no epsilon), or AdamW; a second one for a softmax with sparse gradients.
+def make_optimizer(args: PretrainingArguments, model: ElmoForPreTraining) -> Optimizer:
+    """The original's Adagrad (it has no epsilon), or AdamW.
 
-    Adagrad leaves a row alone whose gradient is zero, so sparse and dense gradients give the same weights. Adam would
-    not: `SparseAdam` moves the rows that a step has touched only, without weight decay.
+    Adagrad leaves a row alone whose gradient is zero, so it takes the softmax's sparse gradients as they are. AdamW is
+    to get them dense: a sparse Adam, which knows the rows that a step touches only, learns worse.
     """
-    softmax = list(model.lm_head.parameters()) if model.lm_head.sparse else []
-    rest = [parameter for parameter in model.parameters() if all(parameter is not other for other in softmax)]
     if args.optim == "adagrad":
-        # The fused kernel is for the CPU and dense gradients.
-        groups = [(rest, rest[0].device.type == "cpu" or None)] + ([(softmax, None)] if softmax else [])
         start = args.initial_accumulator_value
-        return [
-            torch.optim.Adagrad(group, lr=args.learning_rate, initial_accumulator_value=start, eps=0.0, fused=fused)
-            for group, fused in groups
-        ]
-    betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
-    optimizers: list[Optimizer] = [
-        torch.optim.AdamW(rest, lr=args.learning_rate, betas=betas, eps=eps, weight_decay=args.weight_decay, fused=True)
-    ]
-    if softmax:
-        optimizers.append(torch.optim.SparseAdam(softmax, lr=args.learning_rate, betas=betas, eps=eps))
-    return optimizers
+        return torch.optim.Adagrad(model.parameters(), lr=args.learning_rate, initial_accumulator_value=start, eps=0.0)
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+        fused=True,
+    )
 
 
 def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LRScheduler:
