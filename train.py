@@ -41,13 +41,10 @@ def main() -> int:
         trainer = Pretrainer(args)
         trainer.announce()
         trainer.train()
-    except (ArgumentsError, DataError, CheckpointError, FloatingPointError) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same error
+    except (ArgumentsError, DataError, CheckpointError, FloatingPointError, Stopped) as error:
+        if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"train.py: {stop}", file=sys.stderr)
-        return 128 + stop.signal_number
+        return 128 + error.signal_number if isinstance(error, Stopped) else 2
     return 0
 
 

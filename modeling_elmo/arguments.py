@@ -165,7 +165,9 @@ class PretrainingArguments:
         default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..."}
     )
     resume_from_checkpoint: str | None = _flag(
-        None, "a checkpoint folder; 'last': the last whole one of output_dir; 'auto': that, or start if there is none"
+        None,
+        "a checkpoint folder, behind which those of output_dir are given up; 'last': the last whole one of output_dir; "
+        "'auto': that, or start if there is none",
     )
     resume_with_changes: bool = _flag(
         False, "resume although text, batch or processes differ: lanes go on where they can, and start anew if not"

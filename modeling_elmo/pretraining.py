@@ -104,7 +104,7 @@ class Pretrainer:
             raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
         self.is_main = self.accelerator.is_main_process
         self.lock = FileLock(self.output_dir / LOCK_FILE)
-        on_main(self.accelerator, self._prepare_output_dir)
+        on_main(self.accelerator, self._claim_output_dir)
         self.checkpoint = None
         if args.resume_from_checkpoint is not None:
             self.checkpoint = find_checkpoint(self.accelerator, args.resume_from_checkpoint, self.output_dir)
@@ -117,15 +117,19 @@ class Pretrainer:
         self.evaluated_at = -1
         self.gradient_bytes = 0
         self.stopped_by: int | None = None
+        on_main(self.accelerator, self._clear_output_dir)
         if args.report_to:
             self.accelerator.init_trackers("tracker", config={k: str(v) for k, v in args.changed().items()})
 
-    def _prepare_output_dir(self):
+    def _files_of_other_runs(self) -> list[Path]:
+        folder = self.output_dir
+        return [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
+
+    def _claim_output_dir(self):
         """Make sure that nothing of another run is lost or mixed up with this one. Called in the main process."""
         args, folder = self.args, self.output_dir
-        others = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
         is_free = args.overwrite_output_dir or args.resume_from_checkpoint is not None
-        if (folder.exists() and not folder.is_dir()) or (others and not is_free):
+        if (folder.exists() and not folder.is_dir()) or (self._files_of_other_runs() and not is_free):
             raise ArgumentsError(
                 f"{folder} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
                 "delete what is there with --overwrite_output_dir"
@@ -137,8 +141,11 @@ class Pretrainer:
             raise ArgumentsError(f"another run is writing into {folder}: wait for it, or choose another") from None
         except OSError as error:
             raise ArgumentsError(f"cannot write into {folder}: {error}") from error
-        for path in others:
-            if args.resume_from_checkpoint is None or path.name.startswith(UNFINISHED):
+
+    def _clear_output_dir(self):
+        """Delete an earlier run, or what a killed one left half-done; not before all else was found in order."""
+        for path in self._files_of_other_runs():
+            if self.args.resume_from_checkpoint is None or path.name.startswith(UNFINISHED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _unlock(self):
@@ -203,7 +210,11 @@ class Pretrainer:
         softmax = f"sampled softmax with {self.sampler.num_samples:,} negatives" if self.sampler else "full softmax"
         print(f"vocabulary: {self.config.lm_vocab_size:,} words, {softmax}")
         if self.has_new_softmax:
-            print(f"softmax: new, trained alone for the first {self.args.freeze_bilm_steps:,} steps")
+            frozen = self.args.freeze_bilm_steps
+            told = (
+                f"trained alone for the first {frozen:,} steps" if frozen else "--freeze_bilm_steps N trains it first"
+            )
+            print(f"softmax: new, {told}")
         print(
             f"model: {sum(p.numel() for p in self.model.parameters()):,} parameters; {self.max_steps:,} steps of "
             f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}"

@@ -203,6 +203,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(run, folder, tmp_path, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_mistake_costs_no_earlier_run(run, folder, tmp_path):
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, max_steps=2)) == 0
+    names = sorted(path.name for path in output.iterdir() if path.name != ".lock")
+    for mistake in ({"train_file": "nowhere.txt"}, {"config_overrides": "lstm_dim=-3"}):
+        assert run(*flags(folder, output, **mistake), "--overwrite_output_dir") == 2
+    assert sorted(path.name for path in output.iterdir() if path.name != ".lock") == names
+    (output / "of_the_earlier_run").touch()
+    assert run(*flags(folder, output, max_steps=2), "--overwrite_output_dir") == 0
+    assert sorted(path.name for path in output.iterdir()) == names
+
+
 def test_another_run_cannot_be_resumed_by_mistake(run, folder, tmp_path, capsys):
     output = tmp_path / "out"
     run(*flags(folder, output, save_steps=4))
