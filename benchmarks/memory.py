@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[1]
 TOKENISE = """
@@ -40,8 +41,8 @@ def peak_of(command: list[str], log: Path) -> float:
     return usage.ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 
 
-def peaks_of(files: list[Path], folder: Path, steps: int) -> dict[str, float]:
-    """MiB for tokenising and for training, in an empty folder."""
+def peaks_of(files: list[Path], folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    """MiB for tokenising and for training (the median of some seeds), in an empty folder."""
     # The end of a run is an evaluation: on a part of the text, of the same length for any number of copies.
     flags = (
         f"--config_name tiny --pre_tokenized --per_device_train_batch_size 64 --max_steps {steps} --vocab_size 20000"
@@ -50,10 +51,16 @@ def peaks_of(files: list[Path], folder: Path, steps: int) -> dict[str, float]:
     argv = [*flags.split(), *map(str, [*paths, "--output_dir", folder / "model", "--train_file", *files])]
     folder.mkdir()
     peaks = {}
-    for work, command in {"tokenising": ["-c", TOKENISE], "training": ["train.py"]}.items():
+    training = ["train.py", *argv, "--overwrite_output_dir", "--seed"]
+    for work, commands in {
+        "tokenising": [["-c", TOKENISE, *argv]],
+        "training": [[*training, str(seed)] for seed in range(rounds)],
+    }.items():
         start = time.perf_counter()
-        peaks[work] = peak_of([*command, *argv], folder / f"{work}.log")
-        print(f"{work}, {len(files)} x: {peaks[work]:,.0f} MiB, {time.perf_counter() - start:.0f} s", flush=True)
+        found = [peak_of(command, folder / f"{work}.log") for command in commands]
+        peaks[work] = median(found)
+        told = ", ".join(f"{peak:,.0f}" for peak in found)
+        print(f"{work}, {len(files)} x: {told} MiB, {time.perf_counter() - start:.0f} s", flush=True)
     print((folder / "tokenising.log").read_text().splitlines()[-1], flush=True)
     return peaks
 
@@ -72,13 +79,14 @@ def main() -> int:
     parser.add_argument("text", type=Path, help="a sentence a line, its words separated by spaces; may be compressed")
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40, help="of training")
+    parser.add_argument("--rounds", type=int, default=5, help="trainings whose median counts: their peaks differ a lot")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_validation(args.text, folder / "validation.txt")
         copies = [Path(shutil.copy(args.text, folder / f"{number}-{args.text.name}")) for number in range(args.copies)]
-        one = peaks_of(copies[:1], folder / "one", args.steps)
-        many = peaks_of(copies, folder / "many", args.steps)
+        one = peaks_of(copies[:1], folder / "one", args.steps, args.rounds)
+        many = peaks_of(copies, folder / "many", args.steps, args.rounds)
     for work, peak in many.items():
         print(f"{work}: {args.copies} copies need {peak / one[work]:.3f} x the memory of one")
     return int(any(peak > 1.1 * one[work] for work, peak in many.items()))
