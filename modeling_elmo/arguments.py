@@ -103,7 +103,7 @@ class PretrainingArguments:
     output_dir: str = field(metadata={"help": "folder for the finished model, the log and the checkpoints"})
     # Text
     train_file: list[str] = field(
-        default_factory=list, metadata={"help": "text, .gz, .zst and .parquet files, or globs"}
+        default_factory=list, metadata={"help": "text files (also .gz, .bz2, .xz, .zst), .parquet files, or globs"}
     )
     validation_file: list[str] = field(
         default_factory=list,
@@ -123,7 +123,7 @@ class PretrainingArguments:
     model_name_or_path: str | None = _flag(None, "start from this model, its configuration and its vocabulary")
     new_vocabulary: bool = _flag(False, "with model_name_or_path: a vocabulary of this text, and a fresh softmax")
     freeze_bilm_steps: int = _flag(0, "train the softmax alone for so many steps at first")
-    config_name: str = _flag("small", "model: tiny, small, medium, original, or a config.json")
+    config_name: str = _flag("small", "model: tiny, compact, small, medium, original, or a config.json")
     config_overrides: str | None = _flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
     tokenizer_name: str | None = _flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
     vocab_file: str | None = _flag(None, "LM vocabulary, a word a line by falling frequency; default: build one")

@@ -174,7 +174,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", help="folder or Hub name of an ELMo model with its tokenizer")
     parser.add_argument(
-        "input", help="text files (a sentence a line, also .gz and patterns), or .parquet, .jsonl, .csv"
+        "input", help="text files (a sentence a line, also compressed, and patterns), or .parquet, .jsonl, .csv"
     )
     parser.add_argument("output", type=Path, help="folder to write, or a .hdf5 file")
     parser.add_argument("--layers", default="mix", help=f"{', '.join(LAYERS)} or the number of a layer (default: mix)")
