@@ -6,7 +6,6 @@ position in the text) and `trainer_state.json` with the hash of each file. Order
 functions of the seed and the step, so there is no other random state to keep.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .lanes import Position
 from .processes import on_all, on_main
+from .text_files import file_digest
 
 STATE_FILE = "trainer_state.json"
 UNFINISHED = "unfinished-"
@@ -78,7 +78,7 @@ def save_checkpoint(
         torch.save(optimizer_state, unfinished / "optimizer.pt")
         tensors = {name: torch.from_numpy(values) for name, values in position._asdict().items()}
         save_file(tensors, unfinished / "stream.safetensors")
-        files = {file.name: _hash(file) for file in sorted(unfinished.iterdir())}
+        files = {file.name: file_digest(file).hex() for file in sorted(unfinished.iterdir())}
         (unfinished / STATE_FILE).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
@@ -115,15 +115,6 @@ def _delete(checkpoint: Path):
         shutil.rmtree(checkpoint.rename(going))
 
 
-def _hash(file: Path) -> str:
-    """blake2b of a file's bytes, in hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _sync(path: Path):
     """Wait until a file or the names in a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -145,7 +136,7 @@ def delete_old(folder: Path, keep: int, step: int):
     losses = {}
     for path in all_checkpoints:
         with suppress(OSError, ValueError):  # a damaged one is never the best
-            losses[path] = json.loads((path / STATE_FILE).read_text()).get("eval_loss")
+            losses[path] = read_facts(path).get("eval_loss")
     judged = {path: loss for path, loss in losses.items() if loss is not None}
     best = min(judged, key=lambda path: judged[path], default=last)
     for old in all_checkpoints[:-keep]:
@@ -182,6 +173,11 @@ def _find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
     raise CheckpointError(f"{output_dir} has no whole checkpoint to resume from: leave --resume_from_checkpoint out")
 
 
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """What `trainer_state.json` says, its files unchecked."""
+    return json.loads((checkpoint / STATE_FILE).read_text())
+
+
 def check(checkpoint: Path) -> dict[str, Any]:
     """The facts of a checkpoint whose files all are what was written.
 
@@ -189,9 +185,9 @@ def check(checkpoint: Path) -> dict[str, Any]:
         `CheckpointError`: one is missing or differs.
     """
     try:
-        facts = json.loads((checkpoint / STATE_FILE).read_text())
+        facts = read_facts(checkpoint)
         for name, digest in facts["files"].items():
-            if _hash(checkpoint / name) != digest:
+            if file_digest(checkpoint / name).hex() != digest:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error})") from error

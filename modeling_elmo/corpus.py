@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from .cpu_kernels import user_cache
 from .text_files import DataError, ReadingReport
 
 FORMAT = 2  # part of the key: another layout is another corpus
@@ -40,9 +41,8 @@ WORDS_AT_ONCE = 2**20
 
 
 def cache_folder() -> Path:
-    """Where tokenised corpora lie by default: `$MODELING_ELMO_CACHE`, or `modeling_elmo` in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
-    return Path(os.environ.get("MODELING_ELMO_CACHE") or default) / "corpora"
+    """Where tokenised corpora lie by default."""
+    return user_cache() / "corpora"
 
 
 def key_of(**settings: Any) -> str:

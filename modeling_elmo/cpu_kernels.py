@@ -241,10 +241,15 @@ def _processor() -> str:
     return flags[0] if flags else f"{platform.machine()} {platform.processor()} {platform.node()}"
 
 
+def user_cache() -> Path:
+    """Where this package keeps what can be made again: `$MODELING_ELMO_CACHE`, or a folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
+    return Path(os.environ.get("MODELING_ELMO_CACHE") or default)
+
+
 def _cache_folder() -> Path:
     """A folder that nobody else can write to, since code is loaded from it; a new one each time if there is none."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
-    folder = Path(os.environ.get("MODELING_ELMO_CACHE") or default)
+    folder = user_cache()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stat = folder.stat()

@@ -26,10 +26,10 @@ from .arguments import ArgumentsError, PretrainingArguments
 from .checkpoints import (
     UNFINISHED,
     CheckpointError,
-    check,
     compare_facts,
     find_checkpoint,
     load_checkpoint,
+    read_facts,
     save_checkpoint,
 )
 from .evaluation import evaluate, to_device
@@ -441,7 +441,7 @@ class Pretrainer:
     def resume(self):
         """Go on from the checkpoint that the arguments name."""
         assert self.checkpoint is not None
-        facts = check(self.checkpoint)
+        facts = read_facts(self.checkpoint)  # checked when it was found
         different = compare_facts(self.checkpoint, facts, self.facts(), self.args.resume_with_changes)
         try:
             weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)

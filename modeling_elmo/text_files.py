@@ -283,6 +283,16 @@ def lines_of_cells(cells, report: ReadingReport) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def file_digest(name: str | os.PathLike, on_bytes: Callable[[int], object] = lambda count: None) -> bytes:
+    """16 bytes of blake2b of a file's content; `on_bytes` is told of the bytes that were read."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(name, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.digest()
+
+
 def content_hash(files: Sequence[str], progress: bool = False) -> str:
     """32 hexadecimal digits of what is in the files, in this order; their names do not matter, their boundaries do.
 
@@ -295,13 +305,8 @@ def content_hash(files: Sequence[str], progress: bool = False) -> str:
     size = sum(os.path.getsize(name) for name in files if os.path.isfile(name))
     with tqdm(total=size, desc="hashing", unit="B", unit_scale=True, delay=2, disable=not progress) as bar:
         for name in files:
-            part = hashlib.blake2b(digest_size=16)
             try:
-                with open(name, "rb") as file:
-                    while chunk := file.read(2**20):
-                        part.update(chunk)
-                        bar.update(len(chunk))
+                whole.update(file_digest(name, bar.update))
             except OSError as error:
                 raise unreadable(name, error) from error
-            whole.update(part.digest())
     return whole.hexdigest()
