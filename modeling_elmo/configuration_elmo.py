@@ -11,6 +11,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration_elmo.ElmoConfig",
     "AutoModel": "modeling_elmo.ElmoModel",
     "AutoModelForPreTraining": "language_model.ElmoForPreTraining",
+    "AutoModelForSequenceClassification": "sequence_classification.ElmoForSequenceClassification",
+    "AutoModelForMultipleChoice": "sequence_classification.ElmoForMultipleChoice",
 }
 
 
@@ -21,6 +23,7 @@ def _code_to_save():
     """
     from .language_model import ElmoForPreTraining  # noqa: F401
     from .modeling_elmo import ElmoModel  # noqa: F401
+    from .sequence_classification import ElmoForSequenceClassification  # noqa: F401
 
 
 @strict
@@ -70,6 +73,22 @@ class ElmoConfig(PreTrainedConfig):
         num_negative_samples (`int`, defaults to 8192): Negatives of the sampled softmax in training, shared by all
             words of a batch.
 
+    Task models (section 4 and the appendix; one set of options for all heads):
+
+    Args:
+        freeze_bilm (`bool`, defaults to `True`): Train the head and the scalar mix only, as the paper does.
+        feature_layers (`list[int]`, *optional*): Which layers the head mixes; all by default. With `[0]` it sees words
+            without context, and the LSTMs do not run.
+        feature_dropout (`float`, defaults to 0.5): On the mixed layers, where the head reads them.
+        scalar_mix_l2 (`float`, defaults to 0.001): Weight of the squared scalar mix weights in the training loss: it
+            pulls the mix towards the average of the layers.
+        head (`str`, defaults to `"recurrent"`): `"recurrent"`, the task model of the papers, or `"linear"`, one linear
+            layer over the (pooled) features: fast, and the baseline.
+        head_dim (`int`, *optional*): Cells of each recurrent layer of the head, per direction. By default that of the
+            papers: 300 for classification, 200 for tagging, 100 for questions.
+        head_dropout (`float`, defaults to 0.2): Between the layers of the head.
+        use_crf (`bool`, defaults to `True`): Score tags jointly with a linear-chain CRF; otherwise one by one.
+
     Raises:
         `StrictDataclassError`: a value of the wrong type, or one that no ELMo can have; the message names the field.
 
@@ -109,6 +128,15 @@ class ElmoConfig(PreTrainedConfig):
     lm_vocab_size: int | None = None
     num_negative_samples: int = 8192
 
+    freeze_bilm: bool = True
+    feature_layers: list[int] | None = None
+    feature_dropout: float | int = 0.5
+    scalar_mix_l2: float | int = 0.001
+    head: str = "recurrent"
+    head_dim: int | None = None
+    head_dropout: float | int = 0.2
+    use_crf: bool = True
+
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
 
@@ -142,7 +170,7 @@ class ElmoConfig(PreTrainedConfig):
         """Raise a `ValueError` that names the field and what it may be. Runs after every construction."""
         positive = ["vocab_size", "char_embedding_dim", "num_hidden_layers", "lstm_dim", "projection_dim"]
         positive += ["num_negative_samples"]
-        optional = ["word_vocab_size", "lm_vocab_size", "chunk_size", "cell_clip", "proj_clip"]
+        optional = ["word_vocab_size", "lm_vocab_size", "chunk_size", "cell_clip", "proj_clip", "head_dim"]
         for name in positive + [name for name in optional if getattr(self, name) is not None]:
             if not getattr(self, name) > 0:  # so that NaN is refused too
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
@@ -150,8 +178,9 @@ class ElmoConfig(PreTrainedConfig):
             raise ValueError(f"num_highway_layers must be 0 or more, not {self.num_highway_layers}")
         if not math.isfinite(self.forget_bias):
             raise ValueError(f"forget_bias must be a finite number, not {self.forget_bias}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("dropout", "feature_dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.max_word_length < 3:
             raise ValueError(
                 f"max_word_length must leave room for two boundaries and a byte, not {self.max_word_length}"
@@ -167,8 +196,23 @@ class ElmoConfig(PreTrainedConfig):
                 f"use_cnn_projection=False needs as many filters as projection_dim={self.projection_dim}, "
                 f"but cnn_filters has {self.num_filters}"
             )
+        self._validate_head()
         for pair in self.cnn_filters:
             if len(pair) != 2 or not all(isinstance(number, int) and number > 0 for number in pair):
                 raise ValueError(f"cnn_filters must hold pairs of positive integers (width, number), not {pair}")
             if pair[0] > self.max_word_length:
                 raise ValueError(f"cnn_filters: width {pair[0]} is greater than max_word_length={self.max_word_length}")
+
+    def _validate_head(self):
+        if self.head not in ("recurrent", "linear"):
+            raise ValueError(f"head must be 'recurrent' or 'linear', not {self.head!r}")
+        if not self.scalar_mix_l2 >= 0:
+            raise ValueError(f"scalar_mix_l2 must be 0 or more, not {self.scalar_mix_l2}")
+        layers = self.feature_layers
+        if layers is not None and (
+            not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(self.num_hidden_layers + 1))
+        ):
+            raise ValueError(
+                f"feature_layers must be different numbers from 0 to num_hidden_layers={self.num_hidden_layers}, "
+                f"not {layers}"
+            )

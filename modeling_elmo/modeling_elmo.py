@@ -4,6 +4,7 @@ Peters et al. 2018, "Deep contextualized word representations" (arXiv 1802.05365
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +40,14 @@ class ElmoModelOutput(ModelOutput):
 class ElmoScalarMix(nn.Module):
     """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request."""
 
-    def __init__(self, config):
+    def __init__(self, config, num_layers: int | None = None):
         super().__init__()
         self.layer_norm = config.scalar_mix_layer_norm
-        self.weights = nn.Parameter(torch.empty(config.num_hidden_layers + 1))
+        self.weights = nn.Parameter(torch.empty(num_layers or config.num_hidden_layers + 1))
         self.gamma = nn.Parameter(torch.empty(()))
 
-    def forward(self, layers: list[Tensor]) -> Tensor:
-        """`num_hidden_layers + 1` tensors (..., hidden_size) -> (..., hidden_size)."""
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """`num_layers` tensors (..., hidden_size) -> (..., hidden_size); `num_hidden_layers + 1` by default."""
         if self.layer_norm:
             layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
         weights = self.gamma * torch.softmax(self.weights, dim=0)  # (layers,)
@@ -205,16 +206,16 @@ class ElmoModel(ElmoPreTrainedModel):
         if reversed_inputs is None:
             place = torch.empty(len(inputs), dtype=torch.long, device=inputs.device)
             place[packing.forward_index] = torch.arange(len(packing.forward_index), device=inputs.device)
-            vectors = self._word_vectors(inputs[packing.forward_index])  # (packed, projection_dim)
+            vectors = self.word_vectors(inputs[packing.forward_index])  # (packed, projection_dim)
             vectors = torch.stack([vectors, vectors[place[packing.backward_index]]])
         else:
             both = torch.cat([inputs[packing.forward_index], reversed_inputs[packing.forward_index]])
-            vectors = self._word_vectors(both).unflatten(0, (2, -1))  # (2, packed, projection_dim)
+            vectors = self.word_vectors(both).unflatten(0, (2, -1))  # (2, packed, projection_dim)
         state = self._check_state(state, len(packing.order), vectors)
         layers, state = self.lstm(vectors, packing, state)
         return [vectors, *layers], state
 
-    def _word_vectors(self, words: Tensor) -> Tensor:
+    def word_vectors(self, words: Tensor) -> Tensor:
         """(words, ...) ids or vectors -> (words, projection_dim)."""
         if not self.word_encoder.has_characters and words.is_floating_point():
             return words

@@ -1,0 +1,198 @@
+"""Classification and regression of texts and pairs of texts: a biattentive network on ELMo.
+
+The biattentive classification network (BCN) of McCann et al. 2017 (arXiv 1708.00107, section 3), which the ELMo paper
+uses for sentiment. Between attention and the second LSTM stand the projection and, for pairs, the matching features of
+ESIM (Chen et al. 2017, arXiv 1609.06038), which it uses for entailment.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import MultipleChoiceModelOutput, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .task_layers import (
+    AttentivePooling,
+    BiRecurrent,
+    ElmoFeatures,
+    ElmoTaskModel,
+    attend,
+    classification_loss,
+    masked_mean,
+    split_pair,
+)
+
+DEFAULT_DIM = 300
+
+
+class BiattentiveEncoder(nn.Module):
+    """A pair of texts as vectors, each read in the light of the other; a single text in the light of itself."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
+        self.reduce = nn.Linear(config.hidden_size, dim)
+        self.encoder = BiRecurrent(nn.LSTM, dim, dim, dropout)
+        self.project = nn.Linear(6 * dim, dim)
+        self.integrator = BiRecurrent(nn.LSTM, dim, dim, dropout)
+        self.pooling = AttentivePooling(2 * dim)
+        self.output_dim = 8 * dim
+
+    def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, 8 * dim)."""
+        encoded = [self.encoder(torch.relu(self.reduce(vectors)), mask) for vectors, mask in texts]
+        masks = [mask for _, mask in texts]
+        # Each text with the one it attends to; a single one is both.
+        others = list(zip(encoded, masks, strict=True))[::-1]
+        return [self._integrate(text, mask, *other) for text, mask, other in zip(encoded, masks, others, strict=True)]
+
+    def _integrate(self, text: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        """(batch, words, 2 * dim) of a text and of the other one -> (batch, 8 * dim)."""
+        context = attend(text @ other.transpose(1, 2), other_mask, other)  # (batch, words, 2 * dim)
+        compared = torch.cat([text, text - context, text * context], dim=2)  # (batch, words, 6 * dim)
+        return self.pooling(self.integrator(torch.relu(self.project(compared)), mask), mask)
+
+
+class MeanEncoder(nn.Module):
+    """A text as the mean of its words: the plain head."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.output_dim = config.hidden_size
+
+    def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, hidden_size)."""
+        return [masked_mean(vectors, mask) for vectors, mask in texts]
+
+
+class TextClassifier(nn.Module):
+    """From ELMo features to a score a label. Both vectors, their distance and their product, as in Conneau et al. 2017
+    (arXiv 1705.02364), go through a hidden layer; a single text stands for both, so one model serves both forms."""
+
+    def __init__(self, config, num_labels: int):
+        super().__init__()
+        is_linear = config.head == "linear"
+        self.encoder = MeanEncoder(config) if is_linear else BiattentiveEncoder(config)
+        dim = config.head_dim or DEFAULT_DIM
+        width = 4 * self.encoder.output_dim
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.hidden = nn.Identity() if is_linear else nn.Sequential(nn.Linear(width, dim), nn.ReLU(), self.dropout)
+        self.output = nn.Linear(width if is_linear else dim, num_labels)
+
+    def forward(self, features: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """(batch, words, hidden_size), (batch, words) and 0 and 1 for the texts of pairs -> (batch, num_labels)."""
+        vectors = self.encoder(split_pair(features, mask, token_type_ids))
+        first, second = vectors[0], vectors[-1]
+        joined = torch.cat([first, second, (first - second).abs(), first * second], dim=1)
+        return self.output(self.hidden(self.dropout(joined)))
+
+
+class ElmoForSequenceClassification(ElmoTaskModel):
+    """ELMo with a head for a label or a number for a text or a pair of texts.
+
+    `config.head` is "recurrent" for the biattentive network of the module's docstring, "linear" for one linear layer
+    over the mean of the words.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.features = ElmoFeatures(config)
+        self.classifier = TextClassifier(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Classify texts or pairs.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
+            hidden_states: instead of ids, the biLM's layers: see `ElmoTaskModel.bilm_layers`.
+            labels: (batch,) class ids; numbers for regression (`num_labels=1`); (batch, num_labels) of 0 and 1 for
+                `problem_type="multi_label_classification"`.
+            output_hidden_states: whether to return the layers that the head mixed.
+
+        Returns:
+            `logits` (batch, num_labels), with `labels` a `loss`: in training mode it includes the scalar mix's L2
+            pull. `hidden_states`: a tuple of (batch, words, hidden_size).
+
+        Raises:
+            `ValueError`: as for `ElmoModel`; labels out of range.
+        """
+        layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
+        logits = self.classifier(self.features(layers), mask, token_type_ids)
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device)
+            loss = classification_loss(logits, labels, self.num_labels, self.config.problem_type) + self.penalty()
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=layers.unbind(2) if output_hidden_states else None
+        )
+
+
+class ElmoForMultipleChoice(ElmoTaskModel):
+    """ELMo with a head that picks one of several texts, or of several pairs: the one that gets the highest score."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.features = ElmoFeatures(config)
+        self.classifier = TextClassifier(config, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """Score the choices.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states: as for
+                `ElmoForSequenceClassification` with a dimension of choices behind that of the batch.
+            labels: (batch,) the number of the right choice.
+            output_hidden_states: whether to return the layers that the head mixed.
+
+        Returns:
+            `logits` (batch, choices), with `labels` a `loss`. `hidden_states`: a tuple of (batch, choices, words,
+            hidden_size).
+
+        Raises:
+            `ValueError`: as for `ElmoModel`; no dimension of choices; labels out of range.
+        """
+        tensors = [input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states]
+        given = next(
+            tensor for tensor in (input_ids, inputs_embeds, hidden_states, attention_mask) if tensor is not None
+        )
+        sizes = given.shape[:2]  # (batch, choices)
+        flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
+        layers, mask = self.bilm_layers(*flat)
+        logits = self.classifier(self.features(layers), mask, flat[2]).view(sizes)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels.to(logits.device), sizes[1], "single_label_classification")
+            loss = loss + self.penalty()
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return MultipleChoiceModelOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=layers.unflatten(0, sizes).unbind(3) if output_hidden_states else None,
+        )

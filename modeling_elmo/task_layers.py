@@ -1,0 +1,264 @@
+"""What the task models share: the biLM's layers as features, and the blocks that heads are made of.
+
+Heads work on padded texts (batch, words, dim) with a boolean mask (batch, words), true for words. Padding stands on
+the right and never changes what is computed for words.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import initialization as init
+
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix
+
+
+class ElmoFeatures(nn.Module):
+    """ELMo as a head reads it: the scalar mix of the biLM's layers with dropout (equation 1 and section 3.4)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.scalar_mix = ElmoScalarMix(config, len(used_layers(config)))
+        self.dropout = nn.Dropout(config.feature_dropout)
+
+    def forward(self, layers: Tensor) -> Tensor:
+        """(batch, words, layers, hidden_size) -> (batch, words, hidden_size)."""
+        return self.dropout(self.scalar_mix(layers.unbind(2)))
+
+    def penalty(self) -> Tensor:
+        """Square of the mix's weights before their softmax: the L2 pull towards an average (section 3.4), a scalar."""
+        return self.scalar_mix.weights.square().sum()
+
+
+class ElmoTaskModel(ElmoPreTrainedModel):
+    """A biLM under a head: what all task models do about the biLM.
+
+    A subclass makes its `ElmoFeatures` and blocks, reads `bilm_layers`, and adds `penalty` to its training loss.
+    A biLM without trainable parameters computes without gradients and without dropout, also in training mode.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.elmo = ElmoModel(config, add_scalar_mix=False)
+        self.elmo.requires_grad_(not config.freeze_bilm)
+
+    @property
+    def bilm_is_frozen(self) -> bool:
+        """Whether nothing in the biLM is trained, adapters included."""
+        return not any(parameter.requires_grad for parameter in self.elmo.parameters())
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and self.bilm_is_frozen:
+            self.elmo.eval()
+        return self
+
+    def bilm_layers(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layers that the head mixes, computed or as given.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
+            hidden_states: instead of ids, layers that were computed before: (batch, words, layers, hidden_size) with
+                as many layers as the head mixes. They need an `attention_mask`.
+
+        Returns:
+            (batch, words, layers, hidden_size), zeros at padding, and the mask (batch, words) bool.
+
+        Raises:
+            `ValueError`: as for `ElmoModel`; `hidden_states` of another shape, together with ids or without a mask.
+        """
+        if hidden_states is not None:
+            return self._check_layers(hidden_states, attention_mask, input_ids, inputs_embeds)
+        trains = not self.bilm_is_frozen or (inputs_embeds is not None and inputs_embeds.requires_grad)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            inputs, mask, _ = self.elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, None)
+            if used_layers(self.config) == [0]:
+                words = self.elmo.word_vectors(inputs[mask])  # (words, projection_dim)
+                vectors = words.new_zeros(*mask.shape, words.shape[1]).masked_scatter(mask[..., None], words)
+                return torch.cat([vectors, vectors], 2)[:, :, None], mask
+            output = self.elmo(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=True,
+                return_dict=True,
+            )
+        layers = torch.stack([output.hidden_states[layer] for layer in used_layers(self.config)], dim=2)
+        return layers, mask
+
+    def _check_layers(self, hidden_states, attention_mask, input_ids, inputs_embeds) -> tuple[Tensor, Tensor]:
+        expected = (len(used_layers(self.config)), self.config.hidden_size)
+        if input_ids is not None or inputs_embeds is not None:
+            raise ValueError("give either input_ids, inputs_embeds or hidden_states, and only one of them")
+        if hidden_states.dim() != 4 or hidden_states.shape[2:] != expected:
+            raise ValueError(
+                f"hidden_states must be of shape (batch, words, layers, hidden_size) = (batch, words, {expected[0]}, "
+                f"{expected[1]}), not {tuple(hidden_states.shape)}"
+            )
+        if attention_mask is None or attention_mask.shape != hidden_states.shape[:2]:
+            raise ValueError("hidden_states need an attention_mask of shape (batch, words)")
+        return hidden_states.to(self.dtype), attention_mask != 0
+
+    def penalty(self) -> Tensor | float:
+        """What the training loss gains: `config.scalar_mix_l2` times the squared mix weights; 0 in evaluation mode."""
+        if not self.training:
+            return 0.0
+        features = [module for module in self.modules() if isinstance(module, ElmoFeatures)]
+        return self.config.scalar_mix_l2 * torch.stack([module.penalty() for module in features]).sum()
+
+    def layer_weights(self) -> dict[str, list[float]]:
+        """For each scalar mix by name, what each of `used_layers` counts for: its softmax weights, which sum to 1."""
+        mixes = {name: module for name, module in self.named_modules() if isinstance(module, ElmoScalarMix)}
+        return {name: torch.softmax(mix.weights.detach().float(), 0).tolist() for name, mix in mixes.items()}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            _init_recurrent(module)
+        super()._init_weights(module)  # behind, since linear layers of the biLM have initial values of their own
+
+
+def _init_recurrent(module: nn.LSTM | nn.GRU):
+    for name, parameter in module.named_parameters():
+        if getattr(parameter, "_is_hf_initialized", False):
+            continue  # a slice of it would lose the mark
+        if name.startswith("weight_ih"):
+            init.xavier_uniform_(parameter)
+        elif name.startswith("weight_hh"):
+            for gate in parameter.split(module.hidden_size):
+                init.orthogonal_(gate)
+        else:
+            init.zeros_(parameter)
+            if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
+                init.ones_(parameter[module.hidden_size : 2 * module.hidden_size])  # the forget gate
+
+
+def used_layers(config) -> list[int]:
+    """The numbers of the layers that heads mix."""
+    return list(range(config.num_hidden_layers + 1)) if config.feature_layers is None else list(config.feature_layers)
+
+
+class BiRecurrent(nn.Module):
+    """A bidirectional `nn.LSTM` or `nn.GRU` over padded texts of any lengths, with dropout on its input."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], input_dim: int, dim: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.rnn = kind(input_dim, dim, batch_first=True, bidirectional=True)
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """(batch, words, input_dim), (batch, words) -> (batch, words, 2 * dim), zeros at padding."""
+        lengths = mask.sum(1).clamp(min=1).cpu()  # an empty text has no packed form: its padding stands in for it
+        packed = pack_padded_sequence(self.dropout(inputs), lengths, batch_first=True, enforce_sorted=False)
+        outputs, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=inputs.shape[1])
+        return outputs * mask[..., None]
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dimension where the mask is true, in float32; zeros where it is true nowhere."""
+    scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
+    return (torch.softmax(scores, dim=-1) * mask).to(scores.dtype)
+
+
+def attend(scores: Tensor, mask: Tensor, vectors: Tensor) -> Tensor:
+    """Weighted sums: scores (batch, queries, words), mask (batch, words), vectors (batch, words, dim) -> (batch,
+    queries, dim)."""
+    return masked_softmax(scores, mask[:, None]).to(vectors.dtype) @ vectors
+
+
+class AttentivePooling(nn.Module):
+    """A text as a vector: maximum, mean, minimum and self-attentive sum over its words (McCann et al. 2017, 3.3)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """(batch, words, dim), (batch, words) -> (batch, 4 * dim), zeros for an empty text."""
+        attention = self.score(vectors).transpose(1, 2)  # (batch, 1, words)
+        attended = attend(attention, mask, vectors)[:, 0]
+        return torch.cat([*masked_extremes(vectors, mask), masked_mean(vectors, mask), attended], dim=1)
+
+
+def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
+    """(batch, words, dim), (batch, words) -> (batch, dim), zeros for an empty text."""
+    return (vectors * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+
+
+def masked_extremes(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and minimum over words, (batch, dim) each, zeros for an empty text."""
+    padding, is_empty = ~mask[..., None], ~mask.any(1)[:, None]
+    highest = vectors.masked_fill(padding, -torch.inf).amax(1).masked_fill(is_empty, 0.0)
+    lowest = vectors.masked_fill(padding, torch.inf).amin(1).masked_fill(is_empty, 0.0)
+    return highest, lowest
+
+
+def split_pair(vectors: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """The two texts of each row, each padded (batch, its words, dim) and with its mask; one text where all are single.
+
+    In a batch of pairs a row without a second text has its first one twice.
+    """
+    second = mask & (token_type_ids == 1) if token_type_ids is not None else torch.zeros_like(mask)  # (batch, words)
+    if not second.any():
+        return [(vectors, mask)]
+    lengths = mask.sum(1), second.sum(1)  # (batch,)
+    firsts = lengths[0] - lengths[1]
+    is_pair = lengths[1] > 0
+    starts = torch.where(is_pair, firsts, 0)
+    seconds = torch.where(is_pair, lengths[1], firsts)
+    return [cut_out(vectors, torch.zeros_like(starts), firsts), cut_out(vectors, starts, seconds)]
+
+
+def cut_out(vectors: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """From each row the words from `starts` on: (batch, longest, dim), zeros at padding, and the mask."""
+    steps = torch.arange(int(lengths.max()), device=vectors.device)
+    mask = steps < lengths[:, None]  # (batch, longest)
+    places = (starts[:, None] + steps).clamp(max=vectors.shape[1] - 1)
+    cut = vectors.gather(1, places[..., None].expand(-1, -1, vectors.shape[2]))
+    return cut * mask[..., None], mask
+
+
+def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem_type: str | None) -> Tensor:
+    """The loss that `problem_type` names, as in every classifier of transformers; by default from the labels' type.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: (batch,) class ids or numbers, or (batch, num_labels) for regression of several numbers and for labels
+            that do not exclude each other.
+
+    Raises:
+        `ValueError`: a class id out of range.
+    """
+    if problem_type is None:
+        floating = labels.is_floating_point()
+        problem_type = "regression" if num_labels == 1 or (floating and labels.dim() == 1) else None
+        problem_type = problem_type or ("multi_label_classification" if floating else "single_label_classification")
+    logits = logits.float()
+    if problem_type == "regression":
+        return F.mse_loss(logits.view(labels.shape), labels.float())
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float())
+    check_labels(labels, num_labels)
+    return F.cross_entropy(logits, labels.long())
+
+
+def check_labels(labels: Tensor, num_labels: int):
+    """Raise a `ValueError` for class ids that are neither in range nor -100, which means "no label"."""
+    wrong = (labels != -100) & ((labels < 0) | (labels >= num_labels))
+    if wrong.any():
+        raise ValueError(
+            f"labels must be between 0 and num_labels - 1 = {num_labels - 1}, or -100 for none, but there is "
+            f"{int(labels[wrong][0])}: make the model with num_labels=..., or id2label=..."
+        )
