@@ -92,7 +92,8 @@ def check_keys(recipe: dict[str, Any], dataclass_type: type, path: str):
             raise ArgumentsError(f"{key} in the recipe {path!r} must be true or false, not {value!r}")
 
 
-def _flag(default: Any, help: str, **metadata: Any) -> Any:
+def flag(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass of arguments; lists need a `field` with a `default_factory`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -109,73 +110,73 @@ class PretrainingArguments:
         default_factory=list,
         metadata={"help": "as train_file; default: every 50th sentence of the training text is kept out"},
     )
-    dataset_name: str | None = _flag(None, "instead of train_file: a data set of the Hub or a local folder of one")
-    dataset_config_name: str | None = _flag(None, "configuration of the data set")
-    dataset_split: str = _flag("train", "its split")
-    streaming: bool = _flag(False, "read the data set as a stream, without keeping a copy of it")
-    text_column_name: str | None = _flag(
+    dataset_name: str | None = flag(None, "instead of train_file: a data set of the Hub or a local folder of one")
+    dataset_config_name: str | None = flag(None, "configuration of the data set")
+    dataset_split: str = flag("train", "its split")
+    streaming: bool = flag(False, "read the data set as a stream, without keeping a copy of it")
+    text_column_name: str | None = flag(
         None, "column of texts in a data set or Parquet file; default: the first column of strings"
     )
-    sentence_per_line: bool = _flag(False, "each line is a sentence, and is to be split into words only")
-    pre_tokenized: bool = _flag(False, "each line is a sentence whose words are already separated by spaces")
-    data_cache_dir: str | None = _flag(None, "where tokenised texts are kept; default: ~/.cache/modeling_elmo/corpora")
+    sentence_per_line: bool = flag(False, "each line is a sentence, and is to be split into words only")
+    pre_tokenized: bool = flag(False, "each line is a sentence whose words are already separated by spaces")
+    data_cache_dir: str | None = flag(None, "where tokenised texts are kept; default: ~/.cache/modeling_elmo/corpora")
     # Model and vocabulary
-    model_name_or_path: str | None = _flag(None, "start from this model, its configuration and its vocabulary")
-    new_vocabulary: bool = _flag(False, "with model_name_or_path: a vocabulary of this text, and a fresh softmax")
-    freeze_bilm_steps: int = _flag(0, "train the softmax alone for so many steps at first")
-    config_name: str = _flag("small", "model: tiny, compact, small, medium, original, or a config.json")
-    config_overrides: str | None = _flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
-    tokenizer_name: str | None = _flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
-    vocab_file: str | None = _flag(None, "LM vocabulary, a word a line by falling frequency; default: build one")
-    vocab_size: int | None = _flag(None, "keep at most so many words when building the vocabulary")
-    min_frequency: int = _flag(1, "keep words that occur so often when building the vocabulary")
+    model_name_or_path: str | None = flag(None, "start from this model, its configuration and its vocabulary")
+    new_vocabulary: bool = flag(False, "with model_name_or_path: a vocabulary of this text, and a fresh softmax")
+    freeze_bilm_steps: int = flag(0, "train the softmax alone for so many steps at first")
+    config_name: str = flag("small", "model: tiny, compact, small, medium, original, or a config.json")
+    config_overrides: str | None = flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
+    tokenizer_name: str | None = flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
+    vocab_file: str | None = flag(None, "LM vocabulary, a word a line by falling frequency; default: build one")
+    vocab_size: int | None = flag(None, "keep at most so many words when building the vocabulary")
+    min_frequency: int = flag(1, "keep words that occur so often when building the vocabulary")
     # Batches
-    per_device_train_batch_size: int = _flag(128, "lanes of each process")
-    unroll_steps: int = _flag(20, "words of each lane in a batch: how far back-propagation reaches")
-    state_reset_probability: float = _flag(
+    per_device_train_batch_size: int = flag(128, "lanes of each process")
+    unroll_steps: int = flag(20, "words of each lane in a batch: how far back-propagation reaches")
+    state_reset_probability: float = flag(
         0.0, "chance of each lane in each batch to start from the zero state, in which texts are encoded later on"
     )
-    gradient_accumulation_steps: int = _flag(1, "batches that make one optimizer step")
-    num_train_epochs: float = _flag(10.0, "passes over the text, unless max_steps is given")
-    max_steps: int = _flag(-1, "optimizer steps; -1: as num_train_epochs says")
+    gradient_accumulation_steps: int = flag(1, "batches that make one optimizer step")
+    num_train_epochs: float = flag(10.0, "passes over the text, unless max_steps is given")
+    max_steps: int = flag(-1, "optimizer steps; -1: as num_train_epochs says")
     # Optimizer
-    optim: str = _flag("adagrad", "adagrad (the original's) or adamw", choices=["adagrad", "adamw"])
-    learning_rate: float = _flag(0.2, "its highest value")
-    initial_accumulator_value: float = _flag(1.0, "Adagrad's sum of squares at the start")
-    adam_beta1: float = _flag(0.9, "AdamW's first beta")
-    adam_beta2: float = _flag(0.99, "AdamW's second beta")
-    adam_epsilon: float = _flag(1e-8, "AdamW's epsilon")
-    weight_decay: float = _flag(0.0, "AdamW's weight decay")
-    lr_scheduler_type: str = _flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
-    warmup_steps: float = _flag(0.0, "steps in which the learning rate rises from 0; below 1: a share of all steps")
-    max_grad_norm: float = _flag(10.0, "global norm at which gradients are clipped; 0: never")
-    scale_loss_by_unroll_steps: bool = _flag(
+    optim: str = flag("adagrad", "adagrad (the original's) or adamw", choices=["adagrad", "adamw"])
+    learning_rate: float = flag(0.2, "its highest value")
+    initial_accumulator_value: float = flag(1.0, "Adagrad's sum of squares at the start")
+    adam_beta1: float = flag(0.9, "AdamW's first beta")
+    adam_beta2: float = flag(0.99, "AdamW's second beta")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon")
+    weight_decay: float = flag(0.0, "AdamW's weight decay")
+    lr_scheduler_type: str = flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
+    warmup_steps: float = flag(0.0, "steps in which the learning rate rises from 0; below 1: a share of all steps")
+    max_grad_norm: float = flag(10.0, "global norm at which gradients are clipped; 0: never")
+    scale_loss_by_unroll_steps: bool = flag(
         True, "multiply the loss by unroll_steps before the gradient, as the original"
     )
-    mixed_precision: str = _flag("no", "autocast to this type", choices=["no", "bf16", "fp16"])
-    gradient_checkpointing: bool = _flag(False, "less memory for more time")
-    seed: int = _flag(42, "of the initial weights, the order of sentences, dropout and negatives")
+    mixed_precision: str = flag("no", "autocast to this type", choices=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = flag(False, "less memory for more time")
+    seed: int = flag(42, "of the initial weights, the order of sentences, dropout and negatives")
     # Watching and keeping
-    logging_steps: int = _flag(50, "steps between two lines of the log")
-    eval_steps: int = _flag(0, "steps between two evaluations; 0: at the end only")
-    eval_lanes: int = _flag(16, "lanes in which the validation text is read")
-    save_steps: int = _flag(0, "steps between two checkpoints; 0: none, but when the run is told to stop")
-    save_total_limit: int = _flag(2, "checkpoints that are kept, beside the one with the lowest validation loss")
+    logging_steps: int = flag(50, "steps between two lines of the log")
+    eval_steps: int = flag(0, "steps between two evaluations; 0: at the end only")
+    eval_lanes: int = flag(16, "lanes in which the validation text is read")
+    save_steps: int = flag(0, "steps between two checkpoints; 0: none, but when the run is told to stop")
+    save_total_limit: int = flag(2, "checkpoints that are kept, beside the one with the lowest validation loss")
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..."}
     )
-    resume_from_checkpoint: str | None = _flag(
+    resume_from_checkpoint: str | None = flag(
         None,
         "a checkpoint folder, behind which those of output_dir are given up; 'last': the last whole one of output_dir; "
         "'auto': that, or start if there is none",
     )
-    resume_with_changes: bool = _flag(
+    resume_with_changes: bool = flag(
         False, "resume although text, batch or processes differ: lanes go on where they can, and start anew if not"
     )
-    overwrite_output_dir: bool = _flag(False, "delete what an earlier run left in output_dir")
+    overwrite_output_dir: bool = flag(False, "delete what an earlier run left in output_dir")
     # Model card
-    language: str | None = _flag(None, "language of the text, for the model card (as 'en')")
-    license: str | None = _flag(None, "licence of the model, for the model card (as 'apache-2.0')")
+    language: str | None = flag(None, "language of the text, for the model card (as 'en')")
+    license: str | None = flag(None, "licence of the model, for the model card (as 'apache-2.0')")
 
     def __post_init__(self):
         at_least = {"per_device_train_batch_size": 1, "unroll_steps": 1, "gradient_accumulation_steps": 1}

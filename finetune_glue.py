@@ -1,0 +1,160 @@
+"""Fine-tune an ELMo for sentences: the tasks of GLUE, sentiment, any table of sentences or pairs with their labels.
+
+Tasks of GLUE by name, several with a table of all, three seeds with mean and standard deviation:
+
+    python finetune_glue.py --model_name_or_path runs/news --task_name sst2 --output_dir out/sst2
+    python finetune_glue.py --model_name_or_path runs/news --task_name cola mrpc stsb --seeds 1 2 3 --output_dir out
+
+Own files (json, jsonl, csv, tsv, parquet, also .gz), or a folder with a folder for each task:
+
+    python finetune_glue.py --model_name_or_path runs/news --train_file a.csv --validation_file b.csv --output_dir out
+    python finetune_glue.py --model_name_or_path runs/news --data_dir tasks --task_name trec sick --output_dir out
+
+What ELMo adds: the same head on words without context, and on a character CNN that was never trained:
+
+    python finetune_glue.py ... --features layer_0
+    python finetune_glue.py ... --features random
+
+Written to the output folder: the model (`AutoModelForSequenceClassification`, `pipeline("text-classification")`),
+all_results.json, predictions, a confusion table, the layers' weights and their plot, summary.txt.
+Every flag: `python finetune_glue.py --help`.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from modeling_elmo.arguments import ArgumentsError, flag, parse_arguments
+from modeling_elmo.finetuning import (
+    FinetuningArguments,
+    Task,
+    check_output_dir,
+    load_task_model,
+    load_tokenizer,
+    run_all,
+)
+from modeling_elmo.finetuning_report import confusion_table, report
+from modeling_elmo.sentence_tasks import (
+    GLUE,
+    SentenceData,
+    TaskSpec,
+    load_files,
+    load_task,
+    predictions_of,
+    prepare,
+    scorer,
+)
+from modeling_elmo.sequence_classification import ElmoForSequenceClassification
+from modeling_elmo.text_files import DataError
+
+
+@dataclass
+class GlueArguments(FinetuningArguments):
+    """The flags of this script."""
+
+    task_name: list[str] = field(
+        default_factory=list, metadata={"help": f"tasks of GLUE ({', '.join(GLUE)}), or folders of --data_dir"}
+    )
+    train_file: str | None = flag(None, "a table instead of a task: json, jsonl, csv, tsv or parquet, also .gz")
+    validation_file: str | None = flag(None, "its validation data")
+    test_file: str | None = flag(None, "its test data, labels optional")
+    sentence_columns: list[str] = field(
+        default_factory=list, metadata={"help": "one or two columns of sentences; default: by their usual names"}
+    )
+    label_column_name: str = flag("label", "the column of labels or numbers")
+    is_regression: bool | None = flag(None, "whether labels are numbers; default: if some have a fraction")
+    max_seq_length: int = flag(256, "words of a sentence or pair, boundaries included; longer ones are cut")
+
+
+def read_data(name: str, args: GlueArguments) -> SentenceData:
+    """The data of a task, or of the files that were given."""
+    if args.train_file or args.validation_file or args.test_file:
+        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        tables = load_files({split: file for split, file in files.items() if file})
+    else:
+        tables = load_task(name, args.data_dir)
+    spec = GLUE.get(name, TaskSpec(is_regression=args.is_regression))
+    data = prepare(tables, spec, args.sentence_columns, args.label_column_name)
+    if args.do_train and data.train is None:
+        raise DataError("there are no training data: give --train_file, or pass --no_do_train")
+    return data
+
+
+def collate(tokenizer: Any, max_length: int, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Examples with `texts` and `labels` as a batch for the model."""
+    import torch
+
+    columns = list(zip(*(example["texts"] for example in examples), strict=True))
+    batch = dict(
+        tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    )
+    batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    return batch
+
+
+def make_task(name: str, args: GlueArguments) -> Task:
+    """Data and model of a task."""
+    data = read_data(name, args)
+    tokenizer = load_tokenizer(str(args.model_name_or_path))
+    names = data.label_names
+    options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if names is not None:
+        options = {"id2label": dict(enumerate(names)), "label2id": {label: i for i, label in enumerate(names)}}
+        options["problem_type"] = "single_label_classification"
+    model = load_task_model(ElmoForSequenceClassification, args, **options)
+    return Task(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        collate=partial(collate, tokenizer, args.max_seq_length),
+        train=first(data.train, args.max_train_samples),
+        validation={split: first(table, args.max_eval_samples) for split, table in data.validation.items()},
+        test=first(data.test, args.max_predict_samples),
+        compute_metrics=scorer(data.metrics if names is not None else ("spearmanr", "pearson")),
+        best_metric=data.metrics[0] if names is not None else "spearmanr",
+        write_predictions=partial(write_predictions, names),
+    )
+
+
+def first(table: Any, number: int | None) -> Any:
+    """The first rows of a table, all by default."""
+    return table if table is None or number is None else table.select(range(min(number, len(table))))
+
+
+def write_predictions(names: list[str] | None, split: str, dataset: Any, output: Any, folder: Path):
+    """A table of predictions for each text, and how often each label was taken for another."""
+    predicted = predictions_of(output.predictions)
+    with open(folder / f"{split}_predictions.tsv", "w", encoding="utf-8") as file:
+        file.write("index\tprediction\tlabel\n")
+        for index, (guess, gold) in enumerate(zip(predicted.tolist(), dataset["labels"], strict=True)):
+            shown = (guess, gold) if names is None else (names[guess], names[gold] if gold >= 0 else "")
+            file.write(f"{index}\t{shown[0]}\t{shown[1]}\n")
+    if names is not None and min(dataset["labels"], default=-1) >= 0:
+        table = confusion_table(dataset["labels"], predicted.tolist(), names)
+        (folder / f"{split}_confusion.txt").write_text(table + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
+    try:
+        args = parse_arguments(GlueArguments, description=__doc__)
+        if not args.task_name and not args.train_file and not args.validation_file:
+            raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
+        check_output_dir(args)
+        results = run_all(make_task, args.task_name or ["task"], args)  # type: ignore[arg-type]
+        if args.process_index == 0:
+            print(report(results, Path(str(args.output_dir))))
+    except (ArgumentsError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":  # each process has the same
+            print(f"finetune_glue.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

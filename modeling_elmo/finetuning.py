@@ -1,0 +1,323 @@
+"""Fine-tuning with `Trainer`: what the scripts for sentences, tags and questions share.
+
+The biLM is frozen as in the paper, so its layers are computed once and kept on disk (`layer_cache.py`); each script
+brings its data, its collator and its metrics.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from .arguments import ArgumentsError, flag
+from .configuration_elmo import ElmoConfig
+from .layer_cache import LayerCache
+from .task_layers import ElmoTaskModel, used_layers
+from .tokenization_elmo import ElmoTokenizer
+
+Metrics = dict[str, float]
+FEATURES = ("elmo", "layer_0", "random")
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """All flags of `TrainingArguments`, with defaults for heads on a frozen biLM, and those of ELMo's heads."""
+
+    model_name_or_path: str | None = flag(None, "folder or Hub name of an ELMo: pretrained, converted or fine-tuned")
+    features: str = flag(
+        "elmo", "what the head reads: 'elmo', all layers of the biLM; the baselines 'layer_0', its words without "
+        "context; 'random', words of a character CNN that was never trained", choices=FEATURES,
+    )  # fmt: skip
+    finetune_bilm: bool = flag(False, "train the biLM too; the paper leaves it frozen")
+    bilm_learning_rate: float = flag(1e-4, "learning rate of the biLM with --finetune_bilm")
+    head: str | None = flag(
+        None, "'recurrent', the task model of the papers, or 'linear'; default: that of the model's config, recurrent "
+        "unless it says otherwise", choices=("recurrent", "linear"),
+    )  # fmt: skip
+    head_dim: int | None = flag(None, "cells of each recurrent layer of the head and direction; default: the papers'")
+    head_dropout: float | None = flag(None, "dropout between the layers of the head; default: 0.2")
+    feature_dropout: float | None = flag(None, "dropout on the ELMo vectors; default: 0.5")
+    scalar_mix_l2: float | None = flag(None, "L2 pull of the layers' weights towards their average; default: 0.001")
+    scalar_mix_layer_norm: bool | None = flag(None, "normalise the layers before they are mixed; default: no")
+    cache_features: bool = flag(True, "keep the layers of a frozen biLM on disk instead of computing them each epoch")
+    cache_dir: str | None = flag(None, "folder of that cache; default: OUTPUT_DIR/layer_cache")
+    cache_dtype: str = flag(
+        "float32", "number type of that cache; bfloat16 takes half", choices=("float32", "bfloat16")
+    )
+    overwrite_output_dir: bool = flag(False, "replace an output folder that has files in it")
+    seeds: list[int] = field(
+        default_factory=lambda: [42],
+        metadata={"help": "train once with each of these; several give mean and standard deviation"},
+    )
+    max_train_samples: int | None = flag(None, "train on the first so many examples only")
+    max_eval_samples: int | None = flag(None, "evaluate on the first so many examples only")
+    max_predict_samples: int | None = flag(None, "predict for the first so many examples only")
+
+    # TrainingArguments' own, for small recurrent heads.
+    do_train: bool = flag(True, "train the head")
+    do_eval: bool = flag(True, "evaluate on the validation data")
+    do_predict: bool = flag(True, "predict for the test data, where there are any")
+    num_train_epochs: float = flag(5.0, "epochs to train")
+    learning_rate: float = flag(1e-3, "peak learning rate of the head")
+    warmup_steps: float = flag(0.05, "steps, or share of all steps, with a rising learning rate")
+    per_device_train_batch_size: int = flag(32, "examples a step and device")
+    per_device_eval_batch_size: int = flag(64, "examples a batch in evaluation")
+    eval_strategy: str = flag("epoch", "when to evaluate: no, steps, epoch")
+    save_strategy: str = flag("epoch", "when to save a checkpoint: no, steps, epoch, best")
+    save_total_limit: int | None = flag(1, "checkpoints to keep, the best one besides")
+    load_best_model_at_end: bool = flag(True, "end with the checkpoint that was best in evaluation")
+    logging_steps: float = flag(50, "steps between lines of the log")
+    remove_unused_columns: bool = flag(False, "not used: the collators pick their columns")
+    train_sampling_strategy: str = flag("group_by_length", "random, sequential or group_by_length")
+    data_dir: str | None = flag(None, "folder with a folder of data files for each task, instead of the Hub")
+
+    def __post_init__(self):
+        if not self.do_train or self.eval_strategy == "no" or not self.do_eval:
+            self.load_best_model_at_end = False
+        super().__post_init__()
+        self.label_names = self.label_names or None
+        if self.model_name_or_path is None:
+            raise ArgumentsError("--model_name_or_path is missing: the folder or Hub name of an ELMo")
+        if self.output_dir is None or self.output_dir == "trainer_output":
+            raise ArgumentsError("--output_dir is missing: where the model and its results go")
+
+    def head_options(self) -> dict[str, Any]:
+        """The fields of `ElmoConfig` that were asked for."""
+        names = ("head", "head_dim", "head_dropout", "feature_dropout", "scalar_mix_l2", "scalar_mix_layer_norm")
+        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.features != "elmo":
+            options["feature_layers"] = [0]
+        return {**options, "freeze_bilm": not self.finetune_bilm}
+
+
+def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments, **options: Any) -> ElmoTaskModel:
+    """The model to train: the biLM of `args.model_name_or_path` under a head, new unless it has this very one.
+
+    Args:
+        model_class: the class with the head.
+        options: what the task sets in the config, such as `num_labels`, `id2label`.
+
+    Raises:
+        `ArgumentsError`: no ELMo there, one without its biLM, or with a head of other labels.
+    """
+    name = args.model_name_or_path
+    try:
+        config = ElmoConfig.from_pretrained(name, **args.head_options(), **options)
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"{name} has no ELMo: {' '.join(str(error).split())}") from error
+    if config.model_type != "elmo":
+        raise ArgumentsError(f"{name} has a model of type {config.model_type!r}, not an ELMo")
+    set_seed(args.seed)
+    if args.features == "random":
+        return model_class(config)
+    try:
+        model, report = model_class.from_pretrained(name, config=config, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ArgumentsError(
+            f"the weights of {name} do not fit {model_class.__name__} with {config.num_labels} labels: start from the "
+            f"pretrained ELMo, or from a model that was fine-tuned for the same labels and head. {_first_line(error)}"
+        ) from error
+    if missing := [key for key in report["missing_keys"] if key.startswith("elmo.")]:
+        raise ArgumentsError(f"{name} has not all weights of the biLM: {missing[0]} is missing")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def load_tokenizer(name: str) -> ElmoTokenizer:
+    """The tokenizer of a model folder; raises an `ArgumentsError` if there is none."""
+    try:
+        return ElmoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"{name} has no ELMo tokenizer: {' '.join(str(error).split())}") from error
+
+
+def check_output_dir(args: FinetuningArguments):
+    """Make the output folder, or raise an `ArgumentsError` if it has something in it that would be lost."""
+    folder = Path(args.output_dir or "")
+    if folder.is_file():
+        raise ArgumentsError(f"--output_dir {folder} is a file")
+    if not args.do_train or args.resume_from_checkpoint:
+        return
+    content = [path for path in folder.iterdir() if path.name != "layer_cache"] if folder.is_dir() else []
+    if content and not args.overwrite_output_dir:
+        raise ArgumentsError(
+            f"--output_dir {folder} has files in it, such as {content[0].name}: name another folder, or pass "
+            "--overwrite_output_dir to replace them"
+        )
+    for path in content:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+class ElmoTrainer(Trainer):
+    """`Trainer` with a learning rate of its own for the biLM."""
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        bilm = {id(parameter) for parameter in self.model.elmo.parameters()}
+        for group in list(optimizer.param_groups):
+            inside = [parameter for parameter in group["params"] if id(parameter) in bilm]
+            if inside and "bilm" not in group:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in bilm]
+                options = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+                rate = self.args.bilm_learning_rate
+                optimizer.add_param_group({**options, "params": inside, "lr": rate, "bilm": True})
+        return optimizer
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        return 0  # Trainer would count characters for words
+
+
+class CachedCollator:
+    """A collator whose batches have the biLM's layers in the place of ids."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], cache: LayerCache):
+        self.collate = collate
+        self.cache = cache
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        batch = dict(self.collate(examples))
+        batch["hidden_states"] = self.cache.look_up(batch)
+        del batch["input_ids"]
+        return batch
+
+
+def with_cache(
+    args: FinetuningArguments,
+    model: ElmoTaskModel,
+    collate: Callable[[list[Any]], Any],
+    datasets: Sequence[Dataset],
+) -> Callable[[list[Any]], Any]:
+    """The collator to train with: with layers from disk if the biLM is frozen, which are computed here if need be."""
+    if not args.cache_features or not model.bilm_is_frozen:
+        return collate
+    with args.main_process_first(local=False, desc="layers of the biLM"):
+        cache = LayerCache(args.cache_dir or Path(str(args.output_dir), "layer_cache"), model, args.cache_dtype)
+        model.to(args.device)
+        for dataset in datasets:
+            cache.add(_encoded(dataset, collate), total=len(dataset))
+    return CachedCollator(collate, cache)
+
+
+def _encoded(dataset: Dataset, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:
+    for start in range(0, len(dataset), 256):
+        yield collate([dataset[number] for number in range(start, min(start + 256, len(dataset)))])
+
+
+@dataclass
+class Task:
+    """What a script hands over for training.
+
+    `validation`: by name, such as "validation_matched"; the first one decides which checkpoint is best.
+    `compute_metrics`: from an `EvalPrediction` to named numbers. `best_metric`: the one that decides.
+    `write_predictions`: called with split, data set, `PredictionOutput` and folder, for each split predicted.
+    """
+
+    name: str
+    model: ElmoTaskModel
+    tokenizer: ElmoTokenizer
+    collate: Callable[[list[Any]], Any]
+    train: Dataset | None
+    validation: dict[str, Dataset]
+    test: Dataset | None
+    compute_metrics: Callable[[Any], Metrics]
+    best_metric: str
+    write_predictions: Callable[[str, Dataset, Any, Path], None]
+
+
+def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrainer] = ElmoTrainer) -> Metrics:
+    """Train, evaluate and predict as the arguments say, and write everything into `args.output_dir`.
+
+    Returns:
+        The metrics of the end: "train_...", and "<split>_..." of each split.
+    """
+    folder = Path(str(args.output_dir))
+    splits = dict(task.validation) if args.do_eval else {}
+    if not splits:
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    if task.test is not None and args.do_predict:
+        splits["test"] = task.test
+    train = task.train if args.do_train else None
+    args.metric_for_best_model = f"eval_{task.best_metric}"
+    args.greater_is_better = True
+    trainer = trainer_class(
+        model=task.model,
+        args=args,
+        data_collator=with_cache(args, task.model, task.collate, [*([train] if train else []), *splits.values()]),
+        train_dataset=train,
+        eval_dataset=next(iter(splits.values()), None),
+        processing_class=task.tokenizer,
+        compute_metrics=task.compute_metrics,
+    )
+    metrics: Metrics = {}
+    if train is not None:
+        metrics.update(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
+        trainer.save_model()
+        trainer.save_state()
+    for split, dataset in splits.items():
+        output = trainer.predict(dataset, metric_key_prefix=split)  # type: ignore[arg-type]
+        metrics.update(output.metrics or {})
+        if trainer.is_world_process_zero():
+            task.write_predictions(split, dataset, output, folder)
+    if trainer.is_world_process_zero():
+        layers = {"layers": used_layers(task.model.config), **task.model.layer_weights()}
+        write_json(folder / "all_results.json", metrics)
+        write_json(folder / "layer_weights.json", layers)
+    return metrics
+
+
+@dataclass
+class Result:
+    """What came out of one training. `layer_weights`: for each scalar mix, the share of each of `layers`."""
+
+    task: str
+    seed: int
+    metrics: Metrics
+    layers: list[int]
+    layer_weights: dict[str, list[float]]
+
+
+def run_all(
+    make_task: Callable[[str, FinetuningArguments], Task],
+    names: Sequence[str],
+    args: FinetuningArguments,
+    trainer_class: type[ElmoTrainer] = ElmoTrainer,
+) -> list[Result]:
+    """Train each task with each seed, in folders of their own if there are several: OUTPUT_DIR/TASK/seed_N.
+
+    Args:
+        make_task: makes the data and the model of a named task, with the seed and folder of the arguments that it
+            gets.
+    """
+    results = []
+    cache_dir = args.cache_dir or str(Path(str(args.output_dir), "layer_cache"))
+    for name in names:
+        for seed in args.seeds:
+            own = copy.copy(args)
+            parts = [name] * (len(names) > 1) + [f"seed_{seed}"] * (len(args.seeds) > 1)
+            own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
+            Path(own.output_dir).mkdir(parents=True, exist_ok=True)
+            task = make_task(name, own)
+            metrics = run_task(task, own, trainer_class)
+            model = task.model
+            results.append(Result(name, seed, metrics, used_layers(model.config), model.layer_weights()))
+    return results
+
+
+def write_json(path: Path, content: Any):
+    """Write a file that is there as a whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,112 @@
+"""What fine-tuning came to: a table of metrics over tasks and seeds, and a plot of the layers' weights."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from .finetuning import Result, write_json
+
+# Left out of tables: how fast it went.
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos")
+
+
+def summary_table(results: Sequence[Result], splits: Sequence[str] = ("validation", "test")) -> str:
+    """A line for each task and metric: mean and standard deviation over seeds of each split, and the layers' weights.
+
+    The standard deviation is that of a sample (n - 1), and is left out for a single seed.
+    """
+    lines = []
+    for task in dict.fromkeys(result.task for result in results):
+        of_task = [result for result in results if result.task == task]
+        for name, values in metrics_over_seeds(of_task).items():
+            if name.split("_", 1)[0] in splits:
+                lines.append((task, name, mean_and_deviation(values), str(len(values))))
+        for mix, layers in of_task[0].layer_weights.items():
+            columns = zip(*(result.layer_weights[mix] for result in of_task), strict=True)
+            weights = [statistics.mean(column) for column in columns]
+            text = "  ".join(f"{layer}: {w:.2f}" for layer, w in zip(of_task[0].layers, weights, strict=True))
+            if len(layers) > 1:
+                lines.append((task, f"layers of {mix}", text, str(len(of_task))))
+    return aligned([("task", "metric", "mean ± deviation", "seeds"), *lines])
+
+
+def metrics_over_seeds(results: Sequence[Result]) -> dict[str, list[float]]:
+    """For each metric its value for each seed; those that tell speed are left out."""
+    names = [name for name in results[0].metrics if not name.endswith(SPEEDS)]
+    return {name: [float(result.metrics[name]) for result in results if name in result.metrics] for name in names}
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """ "0.8123 ± 0.0045", or the value alone if there is one."""
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text whose columns stand below each other."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def confusion_table(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> str:
+    """How often each label (rows) was taken for each (columns)."""
+    counts = [[0] * len(names) for _ in names]
+    for right, guess in zip(gold, predicted, strict=True):
+        counts[right][guess] += 1
+    rows = [[name, *map(str, row), str(sum(row))] for name, row in zip(names, counts, strict=True)]
+    return aligned([["gold \\ predicted", *names, "all"], *rows])
+
+
+def plot_layer_weights(results: Sequence[Result], png_file: str | Path) -> None:
+    """Bars of what each layer counts for in each scalar mix, by task; whiskers go from the lowest seed to the highest.
+
+    Raises:
+        `ImportError`: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("no plot was drawn: matplotlib is missing (pip install 'modeling-elmo[plot]')") from error
+
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.task, []).append(result)
+    bars = [(task, mix) for task, group in groups.items() for mix in group[0].layer_weights]
+    layers = results[0].layers
+    figure = Figure(figsize=(max(4.0, 1.6 + 1.2 * len(bars)), 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    colors = ["#9db7cf", "#0b63a5", "#d1601f", "#6b8e23", "#7a5195"]
+    width = 0.8 / len(layers)
+    for number, layer in enumerate(layers):
+        values = [[result.layer_weights[mix][number] for result in groups[task]] for task, mix in bars]
+        means = [statistics.mean(column) for column in values]
+        spread = [
+            [mean - min(column) for mean, column in zip(means, values, strict=True)],
+            [max(column) - mean for mean, column in zip(means, values, strict=True)],
+        ]
+        places = [bar + (number - (len(layers) - 1) / 2) * width for bar in range(len(bars))]
+        label = "0, the word" if layer == 0 else str(layer)
+        axes.bar(places, means, width, yerr=spread, capsize=3, color=colors[number % len(colors)], label=label)
+    many_mixes = len(bars) > len(groups)
+    names = [f"{task}\n{mix.removesuffix('.scalar_mix')}" if many_mixes else task for task, mix in bars]
+    axes.set_xticks(range(len(bars)), names)
+    axes.set_ylabel("share in the scalar mix")
+    axes.axhline(1 / len(layers), color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 1)
+    axes.legend(title="layer", frameon=False, ncols=len(layers))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png_file)
+
+
+def report(results: Sequence[Result], folder: Path) -> str:
+    """Write summary.json, summary.txt and layer_weights.png into `folder`; returns the text."""
+    text = summary_table(results)
+    write_json(folder / "summary.json", [vars(result) for result in results])
+    (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    if len(results[0].layers) > 1:
+        try:
+            plot_layer_weights(results, folder / "layer_weights.png")
+        except ImportError as error:
+            text += f"\n{error}"
+    return text
