@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -76,7 +76,9 @@ class FinetuningArguments(TrainingArguments):
     load_best_model_at_end: bool = flag(True, "end with the checkpoint that was best in evaluation")
     logging_steps: float = flag(50, "steps between lines of the log")
     remove_unused_columns: bool = flag(False, "not used: the collators pick their columns")
-    train_sampling_strategy: str = flag("group_by_length", "random, sequential or group_by_length")
+    train_sampling_strategy: str = flag(
+        "random", "random, sequential or group_by_length; the last is faster, but its batches are alike"
+    )
     data_dir: str | None = flag(None, "folder with a folder of data files for each task, instead of the Hub")
 
     def __post_init__(self):
@@ -108,7 +110,7 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
     Raises:
         `ArgumentsError`: no ELMo there, one without its biLM, or with a head of other labels.
     """
-    name = args.model_name_or_path
+    name = str(args.model_name_or_path)
     try:
         config = ElmoConfig.from_pretrained(name, **args.head_options(), **options)
     except (OSError, ValueError) as error:
@@ -119,7 +121,7 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
     if args.features == "random":
         return model_class(config)
     try:
-        model, report = model_class.from_pretrained(name, config=config, output_loading_info=True)
+        model, report = cast(Any, model_class).from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ArgumentsError(
             f"the weights of {name} do not fit {model_class.__name__} with {config.num_labels} labels: start from the "
@@ -166,13 +168,14 @@ class ElmoTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
-        bilm = {id(parameter) for parameter in self.model.elmo.parameters()}
+        model, arguments = cast(Any, self.model), cast(Any, self.args)
+        bilm = {id(parameter) for parameter in model.elmo.parameters()}
         for group in list(optimizer.param_groups):
             inside = [parameter for parameter in group["params"] if id(parameter) in bilm]
             if inside and "bilm" not in group:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in bilm]
                 options = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-                rate = self.args.bilm_learning_rate
+                rate = arguments.bilm_learning_rate
                 optimizer.add_param_group({**options, "params": inside, "lr": rate, "bilm": True})
         return optimizer
 
@@ -205,7 +208,7 @@ def with_cache(
         return collate
     with args.main_process_first(local=False, desc="layers of the biLM"):
         cache = LayerCache(args.cache_dir or Path(str(args.output_dir), "layer_cache"), model, args.cache_dtype)
-        model.to(args.device)
+        cast(Any, model).to(args.device)
         for dataset in datasets:
             cache.add(_encoded(dataset, collate), total=len(dataset))
     return CachedCollator(collate, cache)

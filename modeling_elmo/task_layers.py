@@ -42,6 +42,14 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         self.elmo = ElmoModel(config, add_scalar_mix=False)
         self.elmo.requires_grad_(not config.freeze_bilm)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading puts new parameters in the place of the frozen ones.
+        model.elmo.requires_grad_(not model.config.freeze_bilm)
+        return loaded
+
     @property
     def bilm_is_frozen(self) -> bool:
         """Whether nothing in the biLM is trained, adapters included."""

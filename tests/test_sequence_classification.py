@@ -1,0 +1,296 @@
+"""Task layers and classifiers: against loops over single words, and with padding, pairs and cached layers."""
+
+import pytest
+import torch
+from conftest import TINY
+from test_modeling import assert_close, make_texts, pad
+from torch import Tensor, nn
+from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
+
+from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForSequenceClassification, ElmoModel
+from modeling_elmo.task_layers import (
+    AttentivePooling,
+    BiRecurrent,
+    attend,
+    classification_loss,
+    split_pair,
+)
+
+HEADS = ["recurrent", "linear"]
+
+
+def make_classifier(cls=ElmoForSequenceClassification, **changes):
+    """In evaluation mode, with weights large enough that everything matters."""
+    model = cls(ElmoConfig(**{**TINY, "head_dim": 5, "num_labels": 3, **changes})).eval()
+    for name, parameter in model.named_parameters():
+        if "embedding" not in name:
+            nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def make_pairs(model, lengths: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """A padded batch of pairs."""
+    ids, mask = pad(make_texts(model, [first + second for first, second in lengths]))
+    types = torch.zeros(mask.shape, dtype=torch.long)
+    for row, (first, second) in enumerate(lengths):
+        types[row, first : first + second] = 1
+    return {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}
+
+
+def test_recurrent_layer_reads_each_text_to_its_own_end():
+    layer = BiRecurrent(nn.GRU, 4, 3, dropout=0.0)
+    inputs, mask = torch.randn(3, 6, 4), torch.arange(6) < torch.tensor([[6], [2], [4]])
+    outputs = layer(inputs, mask)
+    for row, length in enumerate([6, 2, 4]):
+        alone, _ = layer.rnn(inputs[row : row + 1, :length])
+        assert_close(outputs[row, :length], alone[0])
+        assert not outputs[row, length:].any()
+
+
+def test_attention_is_a_weighted_sum_over_words_that_are_there():
+    scores, vectors = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]).bool()
+    result = attend(scores, mask, vectors)
+    for query in range(3):
+        weights = scores[0, query, :3].exp()
+        assert_close(result[0, query], (weights[:, None] * vectors[0, :3]).sum(0) / weights.sum())
+    assert not result[1].any()  # nothing to attend to
+
+
+def test_pooling_is_over_the_words_of_each_text():
+    pooling = AttentivePooling(4)
+    vectors, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    words = vectors[0, :3]
+    weights = torch.softmax(pooling.score(words)[:, 0], 0)
+    expected = torch.cat([words.amax(0), words.amin(0), words.mean(0), weights @ words])
+    pooled = pooling(vectors, mask)
+    assert_close(pooled[0], expected)
+    assert not pooled[1].any()
+
+
+def test_pairs_are_split_where_the_types_change():
+    vectors = torch.arange(1.0, 19.0).view(3, 6, 1)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [3]])
+    types = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+    (first, first_mask), (second, second_mask) = split_pair(vectors, mask, types)
+    assert [row[keep, 0].tolist() for row, keep in zip(first, first_mask, strict=True)] == [
+        [1, 2], [7, 8, 9], [13, 14, 15],
+    ]  # fmt: skip
+    assert [row[keep, 0].tolist() for row, keep in zip(second, second_mask, strict=True)] == [
+        [3, 4, 5, 6], [10], [13, 14, 15],  # a row without a second text has its first one twice
+    ]  # fmt: skip
+    assert not second[~second_mask].any()
+    assert len(split_pair(vectors, mask, torch.zeros_like(types))) == len(split_pair(vectors, mask, None)) == 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("changes", [{}, {"feature_layers": [0]}, {"cnn_filters": [], "word_vocab_size": 30}])
+def test_a_text_has_the_same_scores_alone_and_in_a_batch(head, changes):
+    model = make_classifier(head=head, **changes)
+    batch = make_pairs(model, [(4, 3), (1, 5), (6, 1)])
+    scores = model(**batch).logits
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+        assert_close(model(**alone).logits, scores[row : row + 1], atol=1e-5)
+    single = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+    assert (model(**single).logits - scores).abs().max() > 1e-4  # one long text is something else
+
+
+def test_order_of_a_pair_matters_and_a_single_text_is_a_pair_with_itself():
+    model = make_classifier()
+    text, other = make_texts(model, [4, 4])
+    types = torch.tensor([[0] * 4 + [1] * 4])
+    forth = model(input_ids=torch.cat([text, other])[None], token_type_ids=types).logits
+    back = model(input_ids=torch.cat([other, text])[None], token_type_ids=types).logits
+    assert (forth - back).abs().max() > 1e-4
+    twice = model(input_ids=torch.cat([text, text])[None], token_type_ids=types).logits
+    assert_close(model(input_ids=text[None]).logits, twice, atol=1e-5)
+
+
+def test_biattention_follows_its_equations():
+    """Section 3 of McCann et al. 2017, word by word for one pair."""
+    encoder = make_classifier().classifier.encoder
+    first, second = torch.randn(1, 3, 12), torch.randn(1, 2, 12)
+    masks = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
+    read = [encoder.encoder.rnn(torch.relu(encoder.reduce(text)))[0][0] for text in (first, second)]
+    compared = []
+    for word in read[0]:
+        weights = torch.softmax(torch.stack([word @ other for other in read[1]]), 0)
+        context = sum(weight * other for weight, other in zip(weights, read[1], strict=True))
+        compared.append(torch.cat([word, word - context, word * context]))
+    inputs = torch.relu(encoder.project(torch.stack(compared)))[None]
+    expected = encoder.pooling(encoder.integrator.rnn(inputs)[0], masks[0])
+    assert_close(encoder([(first, masks[0]), (second, masks[1])])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_what_is_trained(freeze, tmp_path):
+    """The biLM gets gradients if and only if it is not frozen; also after saving and loading."""
+    model = make_classifier(freeze_bilm=freeze, feature_dropout=0.0)
+    model.save_pretrained(tmp_path)
+    for trained in (model, ElmoForSequenceClassification.from_pretrained(tmp_path)):
+        trained.train()
+        assert trained.elmo.training is not freeze
+        trained(**make_pairs(trained, [(3, 2), (2, 2)]), labels=torch.tensor([0, 2])).loss.backward()
+        for name, parameter in trained.named_parameters():
+            assert (parameter.grad is None) == (freeze and name.startswith("elmo.")), name
+
+
+def test_an_unfrozen_part_of_a_frozen_bilm_is_trained():
+    """As adapters are."""
+    model = make_classifier().train()
+    weight = model.elmo.lstm.layers[0].weight_ih.requires_grad_()
+    model(**make_pairs(model, [(3, 2)]), labels=torch.tensor([1])).loss.backward()
+    assert weight.grad is not None and weight.grad.any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"feature_layers": [0]}, {"feature_layers": [2, 1]}])
+def test_cached_layers_stand_in_for_ids(changes):
+    model = make_classifier(**changes)
+    batch = make_pairs(model, [(4, 3), (1, 5)])
+    layers, mask = model.bilm_layers(**batch)
+    hidden = ElmoModel(model.config).eval()
+    hidden.load_state_dict(model.elmo.state_dict(), strict=False)
+    all_layers = hidden(**batch, output_hidden_states=True).hidden_states
+    chosen = [all_layers[number] for number in changes.get("feature_layers", [0, 1, 2])]
+    assert_close(layers, torch.stack(chosen, 2))
+    assert mask.equal(batch["attention_mask"].bool())
+    expected = model(**batch).logits
+    del batch["input_ids"]
+    assert_close(model(hidden_states=layers, **batch).logits, expected)
+
+
+def test_hidden_states_are_checked():
+    model = make_classifier()
+    layers = torch.randn(2, 4, 3, 12)
+    with pytest.raises(ValueError, match="need an attention_mask"):
+        model(hidden_states=layers)
+    with pytest.raises(ValueError, match=r"of shape \(batch, words, layers, hidden_size\) = \(batch, words, 3, 12\)"):
+        model(hidden_states=layers[..., :6], attention_mask=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="only one of them"):
+        model(hidden_states=layers, input_ids=torch.zeros(2, 4, 50))
+
+
+def test_loss_has_the_pull_towards_the_average_in_training_only():
+    model = make_classifier(scalar_mix_l2=0.5, feature_dropout=0.0, head_dropout=0.0)
+    batch = {**make_pairs(model, [(3, 2), (2, 4)]), "labels": torch.tensor([2, 0])}
+    output = model(**batch)
+    plain = nn.functional.cross_entropy(output.logits, batch["labels"])
+    assert_close(output.loss, plain)
+    pull = 0.5 * model.features.scalar_mix.weights.square().sum()
+    assert pull > 0.01
+    assert_close(model.train()(**batch).loss, plain + pull)
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_labels", "problem_type", "expected"),
+    [
+        (torch.tensor([0.5, 3.0]), 1, None, nn.functional.mse_loss),
+        (torch.tensor([0, 1]), 3, None, nn.functional.cross_entropy),
+        (torch.tensor([[0.0, 1, 1], [1, 0, 0]]), 3, None, nn.functional.binary_cross_entropy_with_logits),
+        (torch.tensor([[0.5, 1], [2, 0]]), 2, "regression", nn.functional.mse_loss),
+    ],
+)
+def test_loss_of_each_problem_type(labels, num_labels, problem_type, expected):
+    logits = torch.randn(2, num_labels)
+    loss = classification_loss(logits, labels, num_labels, problem_type)
+    assert_close(loss, expected(logits.view(labels.shape) if num_labels == 1 else logits, labels))
+
+
+def test_labels_out_of_range_are_refused():
+    model = make_classifier()
+    with pytest.raises(ValueError, match=r"between 0 and num_labels - 1 = 2, or -100 for none, but there is 3"):
+        model(**make_pairs(model, [(2, 2)]), labels=torch.tensor([3]))
+
+
+def test_empty_texts_have_finite_scores_and_gradients():
+    model = make_classifier().train()
+    batch = make_pairs(model, [(3, 2), (1, 1)])
+    batch["attention_mask"][1] = 0
+    output = model(**batch, labels=torch.tensor([0, 1]))
+    assert output.logits.isfinite().all()
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16(head):
+    model = make_classifier(head=head)
+    batch = {**make_pairs(model, [(4, 3), (1, 5)]), "labels": torch.tensor([0, 1])}
+    expected = model(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**batch)
+    assert_close(output.logits.float(), expected.logits, atol=0.1)
+    assert_close(model.to(torch.bfloat16)(**batch).logits.float(), expected.logits, atol=0.1)
+
+
+def test_multiple_choice_scores_each_choice_as_the_classifier_would():
+    model = make_classifier(ElmoForMultipleChoice)
+    pairs = make_pairs(model, [(4, 3), (1, 5), (2, 2), (3, 3)])
+    batch = {name: tensor.unflatten(0, (2, 2)) for name, tensor in pairs.items()}
+    output = model(**batch, labels=torch.tensor([1, 0]), output_hidden_states=True)
+    classifier = make_classifier(num_labels=1)
+    classifier.load_state_dict(model.state_dict())
+    assert_close(output.logits, classifier(**pairs).logits.view(2, 2), atol=1e-5)
+    assert_close(output.loss, nn.functional.cross_entropy(output.logits, torch.tensor([1, 0])))
+    assert output.hidden_states[0].shape == (*batch["attention_mask"].shape, 12)
+    with pytest.raises(ValueError, match="input_ids must be integers of shape"):
+        model(pairs["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "auto"),
+    [
+        (ElmoForSequenceClassification, AutoModelForSequenceClassification),
+        (ElmoForMultipleChoice, AutoModelForMultipleChoice),
+    ],
+)
+def test_saved_and_loaded_by_the_auto_class(cls, auto, tmp_path):
+    model = make_classifier(cls, head="linear", feature_layers=[1], num_labels=4)
+    model.save_pretrained(tmp_path)
+    loaded = auto.from_pretrained(tmp_path)
+    assert type(loaded) is cls and loaded.config.head == "linear" and loaded.config.feature_layers == [1]
+    for name, parameter in model.state_dict().items():
+        assert parameter.equal(loaded.state_dict()[name]), name
+
+
+def test_starts_from_a_pretrained_bilm(tmp_path):
+    bilm = ElmoModel(ElmoConfig(**TINY))
+    bilm.save_pretrained(tmp_path)
+    model = ElmoForSequenceClassification.from_pretrained(tmp_path, num_labels=2, head_dim=4)
+    for name, parameter in model.elmo.state_dict().items():
+        assert parameter.equal(bilm.state_dict()[name]), name
+    assert model.layer_weights() == {"features.scalar_mix": pytest.approx([1 / 3] * 3)}
+
+
+def test_learns_which_of_two_texts_is_longer():
+    """A task for which both texts must be read."""
+    model = make_classifier(num_labels=2, feature_dropout=0.0, head_dropout=0.0).train()
+    lengths = [(int(a), int(b)) for a, b in torch.randint(1, 7, (48, 2)) if a != b]
+    batch = make_pairs(model, lengths)
+    labels = torch.tensor([int(a > b) for a, b in lengths])
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(40):
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    accuracy = (model.eval()(**batch).logits.argmax(1) == labels).float().mean()
+    assert accuracy > 0.9, float(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": "transformer"}, "head must be 'recurrent' or 'linear'"),
+        ({"feature_layers": [3]}, "feature_layers must be different numbers from 0 to num_hidden_layers=2"),
+        ({"feature_layers": []}, "feature_layers"),
+        ({"feature_layers": [1, 1]}, "feature_layers"),
+        ({"head_dropout": 1.0}, r"head_dropout must be in \[0, 1\)"),
+        ({"scalar_mix_l2": -1.0}, "scalar_mix_l2 must be 0 or more"),
+        ({"head_dim": 0}, "head_dim must be greater than 0"),
+    ],
+)
+def test_config_refuses(change, message):
+    with pytest.raises(Exception, match=message):
+        ElmoConfig(**TINY, **change)
