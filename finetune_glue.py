@@ -128,14 +128,14 @@ def first(table: Any, number: int | None) -> Any:
 
 def write_predictions(names: list[str] | None, split: str, dataset: Any, output: Any, folder: Path):
     """A table of predictions for each text, and how often each label was taken for another."""
-    predicted = predictions_of(output.predictions)
+    predicted, labels = predictions_of(output.predictions).tolist(), dataset[:]["labels"]
     with open(folder / f"{split}_predictions.tsv", "w", encoding="utf-8") as file:
         file.write("index\tprediction\tlabel\n")
-        for index, (guess, gold) in enumerate(zip(predicted.tolist(), dataset["labels"], strict=True)):
+        for index, (guess, gold) in enumerate(zip(predicted, labels, strict=True)):
             shown = (guess, gold) if names is None else (names[guess], names[gold] if gold >= 0 else "")
             file.write(f"{index}\t{shown[0]}\t{shown[1]}\n")
-    if names is not None and min(dataset["labels"], default=-1) >= 0:
-        table = confusion_table(dataset["labels"], predicted.tolist(), names)
+    if names is not None and min(labels, default=-1) >= 0:
+        table = confusion_table(labels, predicted, names)
         (folder / f"{split}_confusion.txt").write_text(table + "\n", encoding="utf-8")
 
 

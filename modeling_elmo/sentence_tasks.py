@@ -161,11 +161,12 @@ def _guess_columns(table: Dataset) -> tuple[str, ...]:
 
 def _column(table: Dataset, name: str) -> list[Any]:
     """The values of a column, `None` if there is no such column (a test set without labels)."""
-    return list(table[name]) if name in table.column_names else [None] * len(table)
+    # All at once: a column by itself would be read row by row.
+    return table.select_columns(name)[:][name] if name in table.column_names else [None] * len(table)
 
 
 def _strings(table: Dataset, column: str, split: str) -> list[str]:
-    values = list(table[column])
+    values = _column(table, column)
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DataError(f"{split}, row {row}: column {column!r} has {value!r} instead of a text")
@@ -191,7 +192,7 @@ def _labels(
         distinct, names = list(range(feature.num_classes)), list(feature.names)
     else:
         distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-        names = [str(int(value)) if isinstance(value, float) else str(value) for value in distinct]
+        names = [f"{value:g}" if isinstance(value, float) else str(value) for value in distinct]
     ids = {value: number for number, value in enumerate(distinct)}
 
     def to_id(value: Any, split: str, row: int) -> int:

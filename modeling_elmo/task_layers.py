@@ -191,7 +191,7 @@ class AttentivePooling(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.score = nn.Linear(dim, 1)
+        self.score = nn.Linear(dim, 1, bias=False)  # a bias would not change a softmax
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """(batch, words, dim), (batch, words) -> (batch, 4 * dim), zeros for an empty text."""

@@ -1,0 +1,254 @@
+"""finetune_glue.py: runs in this process on tiny data, what they leave behind, and mistakes at the command line."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel, ElmoTokenizer
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["the", "cat", "sat", "on", "mats"]
+WIDER = {**TINY, "cnn_filters": [[1, 16], [2, 32], [3, 32]], "projection_dim": 16}
+
+
+def sentence(rng: np.random.Generator, extra: str) -> str:
+    words = list(rng.choice(WORDS, int(rng.integers(2, 6))))
+    words.insert(int(rng.integers(len(words) + 1)), extra)
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two tasks that a tiny model learns ("sentiment", "pairs") in the layout of --data_dir, and a numeric one."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data")
+    for split, number in (("train", 64), ("validation", 24), ("test", 8)):
+        rows: dict[str, list[dict]] = {"sentiment": [], "pairs": [], "stsb": []}
+        for index in range(number):
+            label = int(rng.integers(2))
+            extra = ["awful", "good"][label]
+            rows["sentiment"].append({"text": sentence(rng, extra), "label": "np"[label]})
+            same, other = [sentence(rng, ["awful", "good"][which]) for which in (label, int(rng.integers(2)))]
+            rows["pairs"].append({"premise": same, "hypothesis": other, "label": int("good" in same)})
+            rows["stsb"].append({"sentence1": same, "sentence2": other, "label": label * 2.5, "idx": index})
+        for task, content in rows.items():
+            (folder / task).mkdir(exist_ok=True)
+            lines = [json.dumps(row) for row in content]
+            (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bilm(tmp_path_factory) -> Path:
+    """A pretrained model, as train.py leaves it."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("bilm")
+    ElmoForPreTraining(ElmoConfig(**WIDER)).save_pretrained(folder)
+    ElmoTokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("finetune_glue", ROOT / "finetune_glue.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["finetune_glue"] = module  # where `dataclasses` looks types up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch, data, bilm, tmp_path):
+    """Calls the script with flags given as keywords; gives its exit code."""
+
+    def run_with(**flags: object) -> int:
+        values = {
+            "model_name_or_path": bilm, "data_dir": data, "task_name": "sentiment", "output_dir": tmp_path / "out",
+            "learning_rate": 0.02, "head_dim": 4, "feature_dropout": 0.0, "head_dropout": 0.0, "num_train_epochs": 2,
+            "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True, **flags,
+        }  # fmt: skip
+        argv = ["finetune_glue.py"]
+        for name, value in values.items():
+            if isinstance(value, list):
+                argv += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                argv += [f"--{name}", str(value)]
+        monkeypatch.setattr(sys, "argv", argv)
+        return script.main()
+
+    return run_with
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_a_task_by_name(run, tmp_path, capsys, bilm):
+    assert run(head="linear", num_train_epochs=12, learning_rate=0.1) == 0
+    out = tmp_path / "out"
+    metrics = results(out)
+    assert metrics["validation_accuracy"] > 0.9 and metrics["test_accuracy"] > 0.9
+    table = capsys.readouterr().out
+    assert "validation_accuracy" in table and "layers of features.scalar_mix  0: 0." in table
+    assert (out / "summary.txt").read_text() in table + "\n"
+    assert (out / "layer_weights.png").read_bytes().startswith(b"\x89PNG")
+    weights = json.loads((out / "layer_weights.json").read_text())
+    assert weights["layers"] == [0, 1, 2] and sum(weights["features.scalar_mix"]) == pytest.approx(1)
+
+    with open(out / "validation_predictions.tsv") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    right = [row["prediction"] == row["label"] for row in rows]
+    assert len(rows) == 24 and np.mean(right) == pytest.approx(metrics["validation_accuracy"])
+    assert (out / "validation_confusion.txt").read_text().startswith("gold \\ predicted  n")
+
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    trained, pretrained = model.elmo.state_dict(), ElmoModel.from_pretrained(bilm).state_dict()
+    assert all(weight.equal(pretrained[name]) for name, weight in trained.items())  # frozen
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(out))
+    assert [answer["label"] for answer in classify(["the good cat", "awful mats"])] == ["p", "n"]
+
+
+def test_cached_layers_change_nothing(run, tmp_path):
+    """Same seed, with dropout, pairs included: the same model comes out."""
+    flags = {"task_name": "pairs", "head_dropout": 0.2, "feature_dropout": 0.2}
+    assert run(**flags) == 0
+    assert run(**flags, output_dir=tmp_path / "plain", cache_features="false") == 0
+    assert (tmp_path / "out" / "layer_cache").is_dir() and not (tmp_path / "plain" / "layer_cache").exists()
+    first, second = results(tmp_path / "out"), results(tmp_path / "plain")
+    speeds = ("runtime", "per_second")
+    for name, value in first.items():
+        assert name.endswith(speeds) or value == pytest.approx(second[name], abs=1e-5), name
+    cached, plain = (ElmoForSequenceClassification.from_pretrained(tmp_path / name) for name in ("out", "plain"))
+    for name, weight in cached.state_dict().items():
+        torch.testing.assert_close(weight, plain.state_dict()[name], rtol=0, atol=1e-4)
+
+
+def test_several_tasks_and_seeds(run, tmp_path, capsys):
+    assert run(task_name=["sentiment", "stsb"], seeds=[1, 2], num_train_epochs=1, max_train_samples=20) == 0
+    out = tmp_path / "out"
+    table = capsys.readouterr().out
+    assert "sentiment  validation_accuracy" in table and "stsb       validation_spearmanr" in table
+    summary = json.loads((out / "summary.json").read_text())
+    assert [(run["task"], run["seed"]) for run in summary] == [
+        ("sentiment", 1), ("sentiment", 2), ("stsb", 1), ("stsb", 2),
+    ]  # fmt: skip
+    losses = [results(out / "sentiment" / f"seed_{seed}")["validation_loss"] for seed in (1, 2)]
+    assert losses[0] != losses[1]
+    mean, deviation = np.mean(losses), np.std(losses, ddof=1)
+    assert f"sentiment validation_loss {mean:.4f} ± {deviation:.4f} 2" in " ".join(table.split())
+
+
+def test_regression_with_own_files(run, data, tmp_path):
+    files = {f"{split}_file": data / "stsb" / f"{split}.jsonl" for split in ("train", "validation")}
+    assert run(task_name=None, data_dir=None, head="linear", num_train_epochs=20, learning_rate=0.1, **files) == 0
+    metrics = results(tmp_path / "out")
+    assert metrics["validation_pearson"] > 0.6
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == 1 and model.config.problem_type == "regression"
+
+
+def test_the_bilm_is_trained_on_request_with_its_own_learning_rate(run, tmp_path, bilm):
+    one_step = {"finetune_bilm": "true", "warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9}
+    assert run(**one_step, bilm_learning_rate=1e-3) == 0
+    model = ElmoForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert not model.config.freeze_bilm and not (tmp_path / "out" / "layer_cache").exists()
+    before, after = ElmoModel.from_pretrained(bilm).state_dict(), model.elmo.state_dict()
+    small = max(float((after[name] - before[name]).abs().max()) for name in after)
+    assert run(**one_step, bilm_learning_rate=1e-2, output_dir=tmp_path / "fast") == 0
+    after = ElmoForSequenceClassification.from_pretrained(tmp_path / "fast").elmo.state_dict()
+    large = max(float((after[name] - before[name]).abs().max()) for name in after)
+    assert small > 0 and large == pytest.approx(10 * small, rel=0.01)
+
+
+@pytest.mark.parametrize("features", ["layer_0", "random"])
+def test_baselines(run, tmp_path, bilm, features):
+    assert run(features=features, num_train_epochs=1) == 0
+    model = ElmoForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.feature_layers == [0]
+    encoder = ElmoModel.from_pretrained(bilm).word_encoder
+    same = model.elmo.word_encoder.projection.weight.equal(encoder.projection.weight)
+    assert same is (features == "layer_0")
+
+
+def test_a_finished_model_is_evaluated_and_trained_further(run, tmp_path):
+    assert run() == 0
+    out = tmp_path / "out"
+    assert run(model_name_or_path=out, output_dir=tmp_path / "eval", do_train="false") == 0
+    again = results(tmp_path / "eval")
+    for name in ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss"):
+        assert again[name] == pytest.approx(results(out)[name], abs=1e-6), name
+
+
+def test_an_interrupted_training_goes_on(run, tmp_path):
+    flags = {"task_name": "pairs", "head_dropout": 0.2, "save_total_limit": 5, "load_best_model_at_end": "false"}
+    assert run(**flags) == 0
+    checkpoint = tmp_path / "out" / "checkpoint-8"
+    assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint=checkpoint) == 0
+    whole, parts = (ElmoForSequenceClassification.from_pretrained(tmp_path / name) for name in ("out", "again"))
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(weight, parts.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+
+
+def bad_rows(tmp_path, rows) -> Path:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model_name_or_path": "/nowhere/at_all"}, "/nowhere/at_all has no ELMo"),
+        ({"model_name_or_path": None}, "--model_name_or_path is missing"),
+        ({"output_dir": None}, "--output_dir is missing"),
+        ({"task_name": "movies"}, "has no folder 'movies'; it has pairs, sentiment, stsb"),
+        ({"task_name": None}, "give --task_name"),
+        ({"task_name": None, "data_dir": None, "train_file": "none.csv"}, "none.csv is no file"),
+        ({"label_column_name": "mood"}, "no column 'mood'; its columns are text, label"),
+        ({"sentence_columns": ["words"]}, "no column 'words'; its columns are text, label"),
+        ({"learning_rat": 1}, "unknown argument '--learning_rat'"),
+        ({"head": "transformer"}, "head"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, capsys, flags, message):
+    try:
+        code = run(**flags)
+    except SystemExit as error:  # by argparse
+        code = error.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):
+    assert run(num_train_epochs=1) == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert run(task_name="pairs") == 2
+    assert "has files in it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert run(task_name="pairs", num_train_epochs=1, overwrite_output_dir="true") == 0
+
+
+def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys):
+    assert run(num_train_epochs=1) == 0
+    rows = [{"text": f"word {label}", "label": label} for label in ("x", "y", "z")] * 4
+    file = bad_rows(tmp_path, rows)
+    flags = {"task_name": None, "data_dir": None, "train_file": file, "validation_file": file}
+    assert run(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other", **flags) == 2
+    assert "do not fit ElmoForSequenceClassification with 3 labels" in capsys.readouterr().err
+
+
+def test_empty_sentences_are_texts_too(run, tmp_path):
+    rows = [{"text": "", "label": "empty"}, {"text": "a word", "label": "full"}] * 8
+    file = bad_rows(tmp_path, rows)
+    files = {"task_name": None, "data_dir": None, "train_file": file, "validation_file": file}
+    assert run(**files, head="linear", num_train_epochs=12, learning_rate=0.1) == 0
+    assert results(tmp_path / "out")["validation_accuracy"] == 1.0

@@ -1,0 +1,124 @@
+"""The cache of layers: what it gives is what the model computes, whatever is asked again, added later or cut off."""
+
+import numpy as np
+import pytest
+import torch
+from test_modeling import assert_close
+from test_sequence_classification import make_classifier
+
+from modeling_elmo import ElmoTokenizer
+from modeling_elmo.layer_cache import LayerCache
+
+SINGLE = ["a cat sat", "the dog", "a cat sat", ""]
+PAIRS = (["the dog", "who is it"], ["a cat sat", "no one"])
+
+
+@pytest.fixture
+def tokenizer() -> ElmoTokenizer:
+    return ElmoTokenizer()
+
+
+def encode(tokenizer, *texts):
+    return tokenizer(*texts, padding=True, return_tensors="pt")
+
+
+@pytest.mark.parametrize("changes", [{}, {"feature_layers": [0]}, {"feature_layers": [2, 0]}])
+def test_layers_are_those_of_the_model(tokenizer, tmp_path, changes):
+    model = make_classifier(**changes)
+    cache = LayerCache(tmp_path, model)
+    batches = [encode(tokenizer, SINGLE), encode(tokenizer, *PAIRS)]
+    cache.add(batches)
+    for batch in batches:
+        assert_close(cache.look_up(batch), model.bilm_layers(**batch)[0])
+
+
+def test_each_distinct_text_is_computed_once(tokenizer, tmp_path, monkeypatch):
+    model = make_classifier()
+    cache = LayerCache(tmp_path, model)
+    encoded = []
+    compute = model.bilm_layers
+    monkeypatch.setattr(
+        model, "bilm_layers", lambda ids, mask: encoded.extend(mask.sum(1).tolist()) or compute(ids, mask)
+    )
+    cache.add([encode(tokenizer, SINGLE), encode(tokenizer, *PAIRS)])
+    assert sorted(encoded) == [2, 4, 4, 5, 5]  # with both boundaries; two of the texts of pairs were there
+    assert cache.num_bytes == 20 * 3 * 12 * 4
+    cache.add([encode(tokenizer, SINGLE)])
+    again = LayerCache(tmp_path, model)
+    again.add([encode(tokenizer, *PAIRS)])
+    assert len(encoded) == 5 and again.num_bytes == cache.num_bytes
+
+
+def test_texts_may_be_added_later(tokenizer, tmp_path):
+    model = make_classifier()
+    LayerCache(tmp_path, model).add([encode(tokenizer, SINGLE)])
+    cache = LayerCache(tmp_path, model)
+    pairs = encode(tokenizer, *PAIRS)
+    with pytest.raises(KeyError):
+        cache.look_up(pairs)
+    cache.add([pairs])
+    assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
+    single = encode(tokenizer, SINGLE)
+    assert_close(cache.look_up(single), model.bilm_layers(**single)[0])
+
+
+def test_a_cache_that_was_cut_off_goes_on(tokenizer, tmp_path):
+    """Data that the index does not know are written over."""
+    model = make_classifier()
+    cache = LayerCache(tmp_path, model)
+    cache.add([encode(tokenizer, SINGLE)])
+    with open(cache.folder / "layers.bin", "ab") as file:
+        file.write(np.random.default_rng(0).bytes(1001))
+    cache = LayerCache(tmp_path, model)
+    pairs = encode(tokenizer, *PAIRS)
+    cache.add([pairs])
+    assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
+    assert (cache.folder / "layers.bin").stat().st_size == cache.num_bytes
+
+
+def test_another_bilm_has_a_folder_of_its_own(tokenizer, tmp_path):
+    first, second = make_classifier(), make_classifier()
+    single = encode(tokenizer, SINGLE)
+    LayerCache(tmp_path, first).add([single])
+    cache = LayerCache(tmp_path, second)
+    with pytest.raises(KeyError):
+        cache.look_up(single)
+    cache.add([single])
+    assert_close(cache.look_up(single), second.bilm_layers(**single)[0])
+
+
+def test_windows_do_not_matter(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_elmo.layer_cache.WORDS_PER_WINDOW", 1)
+    monkeypatch.setattr("modeling_elmo.layer_cache.WORDS_PER_BATCH", 5)
+    model = make_classifier()
+    cache = LayerCache(tmp_path, model)
+    batches = [encode(tokenizer, [text]) for text in SINGLE] + [encode(tokenizer, *PAIRS)]
+    cache.add(iter(batches))
+    for batch in batches:
+        assert_close(cache.look_up(batch), model.bilm_layers(**batch)[0])
+
+
+def test_bfloat16_takes_half(tokenizer, tmp_path):
+    model = make_classifier()
+    cache = LayerCache(tmp_path, model, "bfloat16")
+    single = encode(tokenizer, SINGLE)
+    cache.add([single])
+    layers = cache.look_up(single)
+    assert layers.dtype == torch.bfloat16 and cache.num_bytes == 11 * 3 * 12 * 2
+    torch.testing.assert_close(layers.float(), model.bilm_layers(**single)[0], rtol=2**-8, atol=1e-6)
+    del single["input_ids"]
+    assert model(hidden_states=layers, **single).logits.isfinite().all()
+
+
+def test_dropout_of_the_bilm_is_not_in_the_cache(tokenizer, tmp_path):
+    model = make_classifier(dropout=0.9).train()
+    cache = LayerCache(tmp_path, model)
+    single = encode(tokenizer, SINGLE)
+    cache.add([single])
+    assert model.training and not model.elmo.training
+    assert_close(cache.look_up(single), model.eval().bilm_layers(**single)[0])
+
+
+def test_a_trained_bilm_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="freeze it to cache them"):
+        LayerCache(tmp_path, make_classifier(freeze_bilm=False))

@@ -1,0 +1,172 @@
+"""Sentence tasks: tables of all kinds, columns and labels as they come, and scores against their definitions."""
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from modeling_elmo.sentence_tasks import GLUE, TaskSpec, load_files, load_task, predictions_of, prepare, scorer
+from modeling_elmo.text_files import DataError
+
+ROWS = [{"sentence": "good", "label": "yes"}, {"sentence": "bad one", "label": "no"}]
+
+
+def tables(train, **others):
+    return DatasetDict({split: Dataset.from_list(rows) for split, rows in {"train": train, **others}.items()})
+
+
+def write(folder, name: str, rows) -> str:
+    path = folder / name
+    kind = name.removesuffix(".gz").rsplit(".", 1)[1]
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+        return str(path)
+    if kind in ("csv", "tsv"):
+        separator = "," if kind == "csv" else "\t"
+        lines = [separator.join(rows[0]), *(separator.join(map(str, row.values())) for row in rows)]
+        text = "\n".join(lines) + "\n"
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.csv", "a.csv.gz", "a.tsv", "a.parquet"])
+def test_files_of_all_kinds(tmp_path, name):
+    data = prepare(load_files({"train": write(tmp_path, name, ROWS)}), TaskSpec())
+    assert list(data.train["texts"]) == [["good"], ["bad one"]]
+    assert list(data.train["labels"]) == [1, 0] and data.label_names == ["no", "yes"]
+    assert list(data.train["length"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "none.csv", "is no file"),
+        ("x", "a.docx", r"must end in \.json"),
+        ("{not json", "a.json", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, name, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_files({"train": str(tmp_path / name)})
+
+
+def test_a_folder_with_a_folder_for_each_task(tmp_path):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine", "train.jsonl.gz", ROWS)
+    write(tmp_path / "mine", "validation.jsonl", ROWS[:1])
+    (tmp_path / "mine" / "README.md").write_text("about")
+    found = load_task("mine", str(tmp_path))
+    assert {split: len(table) for split, table in found.items()} == {"train": 2, "validation": 1}
+    with pytest.raises(DataError, match="has no folder 'yours'; it has mine"):
+        load_task("yours", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no files such as train\.jsonl\.gz"):
+        load_task("empty", str(tmp_path))
+    with pytest.raises(DataError, match=r"'mine' is no task of GLUE \(cola, "):
+        load_task("mine", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"sentence1": "a", "sentence2": "b", "idx": 3}, ("sentence1", "sentence2")),
+        ({"question": "a", "sentence": "b"}, ("question", "sentence")),
+        ({"premise": "a", "hypothesis": "b"}, ("premise", "hypothesis")),
+        ({"text": "a", "label_text": "c"}, ("text",)),
+    ],
+)
+def test_columns_of_sentences_are_found_by_their_names(row, columns):
+    data = prepare(tables([{**row, "label": 0}]), TaskSpec())
+    assert data.columns == columns
+    assert list(data.train["texts"]) == [[row[column] for column in columns]]
+
+
+def test_columns_that_are_missing_are_named_with_those_that_are_there():
+    with pytest.raises(
+        DataError, match=r"which columns hold the sentences\? Set --sentence_columns .*'words', 'label'"
+    ):
+        prepare(tables([{"words": "a", "label": 0}]), TaskSpec())
+    with pytest.raises(DataError, match="train has no column 'tag'; its columns are sentence, label"):
+        prepare(tables(ROWS), TaskSpec(), label_column="tag")
+    with pytest.raises(DataError, match="validation has no column 'sentence'; its columns are text, label"):
+        prepare(tables(ROWS, validation=[{"text": "a", "label": "yes"}]), TaskSpec(), ["sentence"])
+    with pytest.raises(DataError, match="train, row 1: column 'sentence' has None instead of a text"):
+        prepare(tables([{"sentence": "a", "label": 0}, {"sentence": None, "label": 1}]), TaskSpec())
+
+
+def test_labels_of_all_kinds():
+    def labels(values, spec=None, **features):
+        table = Dataset.from_dict({"text": ["a"] * len(values), "label": values})
+        for name, feature in features.items():
+            table = table.cast_column(name, feature)
+        data = prepare(DatasetDict(train=table), spec or TaskSpec())
+        return list(data.train["labels"]), data.label_names
+
+    assert labels([10, 2, 10]) == ([1, 0, 1], ["2", "10"])
+    assert labels(["b", "a"]) == ([1, 0], ["a", "b"])
+    assert labels([1.0, 0.0]) == ([1, 0], ["0", "1"])
+    assert labels([True, False]) == ([1, 0], ["False", "True"])
+    assert labels([1.5, 0.0]) == ([1.5, 0.0], None)
+    assert labels([1, 0], TaskSpec(is_regression=True)) == ([1.0, 0.0], None)
+    assert labels([1.0, 2.5], TaskSpec(is_regression=False)) == ([0, 1], ["1", "2.5"])
+    assert labels([1, 0], label=ClassLabel(names=["x", "y", "z"])) == ([1, 0], ["x", "y", "z"])
+    rte = TaskSpec(label_names=GLUE["rte"].label_names)
+    assert labels([1, 0], rte) == ([1, 0], ["entailment", "not_entailment"])
+    assert labels(["not_entailment", "entailment"], rte) == ([1, 0], ["entailment", "not_entailment"])
+
+
+def test_labels_that_training_does_not_have_are_refused():
+    with pytest.raises(
+        DataError, match="validation, row 0: the label 'maybe' does not occur in the training data; kno"
+    ):
+        prepare(tables(ROWS, validation=[{"sentence": "a", "label": "maybe"}]), TaskSpec())
+    with pytest.raises(DataError, match="train, row 1: the label None is none"):
+        prepare(tables([*ROWS[:1], {"sentence": "a", "label": None}]), TaskSpec())
+    with pytest.raises(DataError, match="train, row 0: the label 'high' is no number"):
+        prepare(tables([{"sentence1": "a", "sentence2": "b", "label": "high"}]), GLUE["stsb"])
+
+
+def test_test_data_may_have_no_labels():
+    for rows in ([{"sentence": "a"}], [{"sentence": "a", "label": -1}]):
+        train = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+        data = prepare(tables(train, test=rows), TaskSpec())
+        assert list(data.test["labels"]) == [-1]
+        assert scorer(data.metrics)(SimpleNamespace(predictions=np.zeros((1, 2)), label_ids=np.array([-1]))) == {}
+
+
+def test_scores_follow_their_definitions():
+    gold = np.array([1, 1, 1, 0, 0, 1])
+    logits = np.eye(2)[[1, 0, 1, 0, 1, 1]]
+    names = ("accuracy", "f1", "matthews_correlation", "macro_f1")
+    scores = scorer(names)(SimpleNamespace(predictions=logits, label_ids=gold))
+    tp, fp, fn, tn = 3, 1, 1, 1
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert scores["macro_f1"] == pytest.approx((0.75 + 0.5) / 2)
+    root = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert scores["matthews_correlation"] == pytest.approx((tp * tn - fp * fn) / root)
+
+    numbers = SimpleNamespace(predictions=np.array([[1.0], [2.0], [10.0]]), label_ids=np.array([0.0, 1.0, 2.0]))
+    scores = scorer(("pearson", "spearmanr"))(numbers)
+    assert scores["spearmanr"] == pytest.approx(1.0)
+    assert scores["pearson"] == pytest.approx(np.corrcoef([1, 2, 10], [0, 1, 2])[0, 1])
+    assert predictions_of(numbers.predictions).tolist() == [1, 2, 10]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["cola", "sst2", "sst5", "mrpc", "stsb", "rte", "wnli", "qnli", "sick", "trec"])
+def test_real_tasks(shared, name):
+    data = prepare(load_task(name, str(shared / "data" / "tasks")), GLUE.get(name, TaskSpec()))
+    expected = {"stsb": 1, "sst5": 5, "sick": 3, "trec": 6}.get(name, 2)
+    assert data.num_labels == expected
+    assert len(data.train) > 600 and len(data.validation["validation"]) > 50
