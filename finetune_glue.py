@@ -141,6 +141,7 @@ def write_predictions(names: list[str] | None, split: str, dataset: Any, output:
 
 def main() -> int:
     logging.disable_progress_bar()  # of transformers: a bar for each file that is written
+    logging.set_verbosity_error()  # a new head is no news here
     try:
         args = parse_arguments(GlueArguments, description=__doc__)
         if not args.task_name and not args.train_file and not args.validation_file:

@@ -64,7 +64,7 @@ class MeanEncoder(nn.Module):
         return [masked_mean(vectors, mask) for vectors, mask in texts]
 
 
-class TextClassifier(nn.Module):
+class ElmoClassificationHead(nn.Module):
     """From ELMo features to a score a label. Both vectors, their distance and their product, as in Conneau et al. 2017
     (arXiv 1705.02364), go through a hidden layer; a single text stands for both, so one model serves both forms."""
 
@@ -97,7 +97,7 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.features = ElmoFeatures(config)
-        self.classifier = TextClassifier(config, config.num_labels)
+        self.classifier = ElmoClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -147,7 +147,7 @@ class ElmoForMultipleChoice(ElmoTaskModel):
     def __init__(self, config):
         super().__init__(config)
         self.features = ElmoFeatures(config)
-        self.classifier = TextClassifier(config, 1)
+        self.classifier = ElmoClassificationHead(config, 1)
         self.post_init()
 
     @can_return_tuple

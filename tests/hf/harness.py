@@ -13,13 +13,24 @@ import torch
 from fetch_transformers_tests import PACKAGE, fetch
 from transformers.models.auto import modeling_auto
 
-from modeling_elmo import ElmoForPreTraining, ElmoModel
+from modeling_elmo import (
+    ElmoForMultipleChoice,
+    ElmoForPreTraining,
+    ElmoForQuestionAnswering,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoModel,
+)
 
 # The classes under test, each with the table of transformers that the common tests look it up in to see which labels
 # it takes. A new task model is one more line.
 MODEL_CLASSES = {
     "MODEL_MAPPING_NAMES": ElmoModel,
     "MODEL_FOR_PRETRAINING_MAPPING_NAMES": ElmoForPreTraining,
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": ElmoForSequenceClassification,
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": ElmoForTokenClassification,
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": ElmoForQuestionAnswering,
+    "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": ElmoForMultipleChoice,
 }
 
 

@@ -18,7 +18,9 @@ OLDER_RELEASE = Version(transformers.__version__) < Version("5.23")
 # Methods of the common tests that ELMo's test class replaces.
 OVERRIDDEN = {
     "_create_text_training_batch": "makes 2-D ids; the same batch is spelt out in characters, its ids are the labels",
-    "_prepare_for_class": "makes no labels for models of the pretraining table",
+    "_prepare_for_class": (
+        "makes no labels for models of the pretraining table; repeats tensors of two dimensions only for each choice"
+    ),
     "test_load_with_mismatched_shapes": "makes 2-D ids in its body; it runs unchanged on ids with a third dimension",
     "test_retain_grad_hidden_states_attentions": (
         "takes each layer's output for the very tensor that the next layer reads; ELMo's layers read packed words, and "

@@ -16,7 +16,7 @@ from skips import OLDER_RELEASE, OVERRIDDEN, SKIPPED
 from torch import Tensor
 from transformers.testing_utils import torch_device
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining
+from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForPreTraining
 from modeling_elmo.char_rows import BEGIN_OF_WORD, END_OF_WORD, PADDING
 
 modeling_common = load("test_modeling_common")
@@ -40,6 +40,7 @@ class ElmoModelTester:
     seq_length = 7
     num_hidden_layers = 2
     hidden_size = 32
+    num_choices = 2
     is_training = True
     causal_lm_class = ElmoForPreTraining  # the class that `test_training_overfit` trains
 
@@ -54,6 +55,8 @@ class ElmoModelTester:
             projection_dim=self.hidden_size // 2,
             dropout=0.0,
             lm_vocab_size=40,
+            freeze_bilm=False,  # the tests ask for gradients everywhere
+            head_dim=4,
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[ElmoConfig, dict[str, Tensor]]:
@@ -94,6 +97,16 @@ class ElmoModelTest(modeling_common.ModelTesterMixin, TrainingTesterMixin, unitt
                 self.assertEqual(list(outputs), fields)
 
     def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
+        if model_class is ElmoForMultipleChoice:
+            inputs = {
+                name: value[:, None].expand(-1, self.model_tester.num_choices, *value.shape[1:]).contiguous()
+                if isinstance(value, Tensor)
+                else value
+                for name, value in inputs_dict.items()
+            }
+            if return_labels:
+                inputs["labels"] = torch.zeros(len(inputs["attention_mask"]), dtype=torch.long, device=torch_device)
+            return inputs
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         if return_labels and model_class is ElmoForPreTraining:
             inputs["labels"] = torch.zeros_like(inputs["attention_mask"])

@@ -1,0 +1,127 @@
+"""What ELMo adds to a task model: each task with the same head on four kinds of features, over three seeds.
+
+    python benchmarks/finetune_table.py runs/two_hours ../shared/data/tasks runs/table            # what is measured
+    python benchmarks/finetune_table.py runs/two_hours ../shared/data/tasks runs/table --commands # of each cell
+    python benchmarks/finetune_table.py runs/two_hours ../shared/data/tasks runs/table --run      # what is missing
+
+Each cell is a run of a finetune_*.py script into runs/table/TASK/FEATURES. One that is finished is not run again, so
+the table may be filled in several sittings.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_elmo.finetuning_report import mean_and_deviation
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Cells:
+    """A line of the table: a task, the metric that counts, what is expected of ELMo, and the flags of its runs."""
+
+    script: str
+    metric: str
+    goal: float | None
+    flags: str
+
+
+# The same for every task and kind of features, unless a task says otherwise behind it.
+COMMON = "--scalar_mix_layer_norm true --feature_dropout 0.2 --learning_rate 2e-3 --seeds 1 2 3 --overwrite_output_dir"
+GLUE = "--data_dir {data} --task_name {task} --head_dim 150 --num_train_epochs "
+TASKS = {
+    "sst2": Cells("finetune_glue.py", "validation_accuracy", 0.86, GLUE + "3 --learning_rate 1e-3"),
+    "sst5": Cells("finetune_glue.py", "validation_accuracy", 0.43, GLUE + "5"),
+    "trec": Cells("finetune_glue.py", "validation_accuracy", 0.93, GLUE + "10"),
+    "cola": Cells("finetune_glue.py", "validation_matthews_correlation", 0.15, GLUE + "8"),
+    "mrpc": Cells("finetune_glue.py", "validation_f1", 0.84, GLUE + "8"),
+    "stsb": Cells("finetune_glue.py", "validation_spearmanr", 0.70, GLUE + "8"),
+    "qnli": Cells("finetune_glue.py", "validation_accuracy", 0.76, GLUE + "5"),
+    "sick": Cells("finetune_glue.py", "validation_accuracy", 0.80, GLUE + "10"),
+    "rte": Cells("finetune_glue.py", "validation_accuracy", None, GLUE + "8"),
+    "wnut17": Cells(
+        "finetune_ner.py", "validation_f1", 0.30,
+        "--train_file {data}/wnut17/train.jsonl.gz --validation_file {data}/wnut17/validation.jsonl.gz "
+        "--num_train_epochs 15",
+    ),
+    "squad": Cells(
+        "finetune_squad.py", "validation_f1", 0.50,
+        "--train_file {data}/squad/train.jsonl.gz --validation_file {data}/squad/validation.jsonl.gz "
+        "--num_train_epochs 4 --seeds 1",
+    ),
+}  # fmt: skip
+FEATURES = {
+    "head alone": "--features random",
+    "+ layer 0": "--features layer_0",
+    "+ ELMo": "",
+    "+ ELMo fine-tuned": "--finetune_bilm true",
+}
+
+
+def command(task: str, features: str, args: argparse.Namespace) -> list[str]:
+    """The command of a cell."""
+    cells = TASKS[task]
+    flags = f"{COMMON} {cells.flags.format(data=args.data, task=task)} {FEATURES[features]}"
+    fixed = f"--model_name_or_path {args.model} --output_dir {folder_of(task, features, args)} --disable_tqdm true"
+    return ["python", cells.script, *shlex.split(fixed), *shlex.split(flags), *(["--use_cpu"] if args.use_cpu else [])]
+
+
+def folder_of(task: str, features: str, args: argparse.Namespace) -> Path:
+    """Where a cell is written: runs/table/trec/elmo_fine-tuned."""
+    return args.output / task / features.removeprefix("+ ").lower().replace(" ", "_")
+
+
+def measured(task: str, features: str, args: argparse.Namespace) -> list[float] | None:
+    """The metric of each seed; `None` for a cell that has not been run."""
+    path = folder_of(task, features, args) / "summary.json"
+    if not path.is_file():
+        return None
+    return [run["metrics"][TASKS[task].metric] for run in json.loads(path.read_text())]
+
+
+def table(args: argparse.Namespace) -> str:
+    """The table in Markdown."""
+    lines = ["| task | metric | goal | " + " | ".join(FEATURES) + " |", "| --- " * (3 + len(FEATURES)) + "|"]
+    for task in args.tasks:
+        values = [measured(task, features, args) for features in FEATURES]
+        shown = ["" if value is None else mean_and_deviation(value) for value in values]
+        goal = "" if TASKS[task].goal is None else f"{TASKS[task].goal:.2f}"
+        metric = TASKS[task].metric.removeprefix("validation_").replace("_", " ")
+        lines.append(f"| {task} | {metric} | {goal} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a pretrained ELMo")
+    parser.add_argument("data", type=Path, help="folder with a folder for each task")
+    parser.add_argument("output", type=Path, help="where the runs are")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--features", nargs="+", choices=FEATURES, default=list(FEATURES))
+    parser.add_argument("--commands", action="store_true", help="print the command of each cell")
+    parser.add_argument("--run", action="store_true", help="run what is missing first")
+    parser.add_argument("--use_cpu", action="store_true")
+    args = parser.parse_args()
+    for task in args.tasks:
+        for features in args.features:
+            words = command(task, features, args)
+            if args.commands:
+                print(shlex.join(words))
+            elif args.run and measured(task, features, args) is None:
+                print(f"{task}, {features}", file=sys.stderr, flush=True)
+                with open(args.output.with_suffix(".log"), "a") as log:
+                    code = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, stdout=log, stderr=log).returncode
+                if code:
+                    print(f"exit code {code}: see {log.name}", file=sys.stderr)
+    if not args.commands:
+        print(table(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
