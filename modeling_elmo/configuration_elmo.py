@@ -13,17 +13,38 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "language_model.ElmoForPreTraining",
     "AutoModelForSequenceClassification": "sequence_classification.ElmoForSequenceClassification",
     "AutoModelForMultipleChoice": "sequence_classification.ElmoForMultipleChoice",
+    "AutoModelForTokenClassification": "token_classification.ElmoForTokenClassification",
+    "AutoModelForQuestionAnswering": "question_answering.ElmoForQuestionAnswering",
+}
+# Which class `pipeline` finds for tasks whose own one cannot read rows of characters, or is no more.
+TAGGING_PIPELINE = {
+    "impl": "token_classification_pipeline.ElmoTokenClassificationPipeline",
+    "pt": ["AutoModelForTokenClassification"],
+}
+ANSWERING_PIPELINE = {
+    "impl": "question_answering_pipeline.ElmoQuestionAnsweringPipeline",
+    "pt": ["AutoModelForQuestionAnswering"],
+}
+CUSTOM_PIPELINES = {
+    "token-classification": TAGGING_PIPELINE,
+    "ner": TAGGING_PIPELINE,
+    "question-answering": ANSWERING_PIPELINE,
 }
 
 
 def _code_to_save():
     """Never called. A saved model takes along the files that its own file imports, directly or through others.
 
-    All of them import this one, so what it imports here goes into every folder: all files that `AUTO_MAP` names.
+    All of them import this one, so what it imports here goes into every folder: all files that `AUTO_MAP` and
+    `CUSTOM_PIPELINES` name.
     """
     from .language_model import ElmoForPreTraining  # noqa: F401
     from .modeling_elmo import ElmoModel  # noqa: F401
+    from .question_answering import ElmoForQuestionAnswering  # noqa: F401
+    from .question_answering_pipeline import ElmoQuestionAnsweringPipeline  # noqa: F401
     from .sequence_classification import ElmoForSequenceClassification  # noqa: F401
+    from .token_classification import ElmoForTokenClassification  # noqa: F401
+    from .token_classification_pipeline import ElmoTokenClassificationPipeline  # noqa: F401
 
 
 @strict
@@ -137,7 +158,10 @@ class ElmoConfig(PreTrainedConfig):
     head_dropout: float | int = 0.2
     use_crf: bool = True
 
+    # As the tokenizer numbers them.
     pad_token_id: int | None = 0
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 3
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -146,6 +170,8 @@ class ElmoConfig(PreTrainedConfig):
         self.cnn_filters = [list(pair) for pair in self.cnn_filters]
         self.hidden_size = kwargs.pop("hidden_size", self.hidden_size)  # says so if it contradicts
         kwargs["auto_map"] = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        own = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}  # copies, for `pipeline` writes into them
+        kwargs["custom_pipelines"] = {**(kwargs.get("custom_pipelines") or {}), **own}
         super().__post_init__(**kwargs)
 
     @property

@@ -37,6 +37,9 @@ class ElmoTaskModel(ElmoPreTrainedModel):
     A biLM without trainable parameters computes without gradients and without dropout, also in training mode.
     """
 
+    # Where gradients are accumulated, Trainer divides the losses: these are means over a part of the batch.
+    accepts_loss_kwargs = False
+
     def __init__(self, config):
         super().__init__(config)
         self.elmo = ElmoModel(config, add_scalar_mix=False)

@@ -1,0 +1,244 @@
+"""What `Trainer` offers works on task models: each option does what it says, with a frozen biLM and with a free one."""
+
+import copy
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from test_modeling import make_model
+from torch.nn import functional as F
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from modeling_elmo import ElmoForSequenceClassification, ElmoTokenizer
+from modeling_elmo.lstm import ElmoLstmLayer
+
+TOKENIZER = ElmoTokenizer()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "it", "did", "not", "say", "why"]
+freezing = pytest.mark.parametrize("freeze_bilm", [True, False], ids=["frozen", "free"])
+
+
+def make_classifier(**changes) -> ElmoForSequenceClassification:
+    """The same weights at every call; without dropout, in training mode."""
+    torch.manual_seed(0)
+    options = {"num_labels": 2, "head_dim": 4, "feature_dropout": 0.0, "head_dropout": 0.0, **changes}
+    return make_model(cls=ElmoForSequenceClassification, **options).train()
+
+
+def make_data(number: int = 16) -> Dataset:
+    """Texts of very different lengths, not padded."""
+    lengths = [1 + 7 * row % 16 for row in range(number)]
+    texts = [
+        " ".join(WORDS[word % len(WORDS)] for word in range(row, row + length)) for row, length in enumerate(lengths)
+    ]
+    return Dataset.from_dict({**TOKENIZER(texts), "label": [row % 3 % 2 for row in range(number)]})
+
+
+def make_trainer(model, folder: Path, *, compute_metrics=None, data_collator=None, **options) -> Trainer:
+    arguments = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.05, "save_strategy": "no"}
+    arguments["train_sampling_strategy"] = "sequential"
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    return Trainer(
+        model=model,
+        args=TrainingArguments(str(folder), **{**arguments, **quiet, **options}),
+        train_dataset=make_data(),
+        eval_dataset=make_data(5),
+        processing_class=TOKENIZER,
+        data_collator=data_collator,
+        compute_metrics=compute_metrics,
+    )
+
+
+def trained(folder: Path, *, freeze_bilm: bool = True, **options) -> dict[str, torch.Tensor]:
+    """The weights after the last step."""
+    model = make_classifier(freeze_bilm=freeze_bilm)
+    make_trainer(model, folder, **options).train()
+    return copy.deepcopy(model.state_dict())
+
+
+def first_batch() -> dict[str, torch.Tensor]:
+    """What the first step of a training sees."""
+    return dict(DataCollatorWithPadding(TOKENIZER)(make_data().to_list()[:4]))
+
+
+def largest_change(before: dict, after: dict) -> float:
+    assert before.keys() == after.keys()
+    return max((after[name] - value).abs().max().item() for name, value in before.items())
+
+
+# ---- what is trained
+
+
+@freezing
+def test_a_frozen_bilm_stays_and_a_free_one_is_trained(tmp_path, freeze_bilm):
+    before = copy.deepcopy(make_classifier().state_dict())
+    after = trained(tmp_path, freeze_bilm=freeze_bilm)
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    bilm = {name for name in before if name.startswith("elmo.")}
+    assert changed & bilm == (set() if freeze_bilm else bilm)
+    assert {"features.scalar_mix.weights", "classifier.output.weight"} <= changed
+
+
+@freezing
+def test_bf16(tmp_path, freeze_bilm):
+    model, dtypes = make_classifier(freeze_bilm=freeze_bilm), []
+    model.classifier.output.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    trainer = make_trainer(model, tmp_path, bf16=True, max_steps=2)
+    trainer.train()
+    assert dtypes == 2 * [torch.bfloat16] and {value.dtype for value in model.parameters()} == {torch.float32}
+    loss = make_classifier()(**first_batch()).loss.item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=0.02)
+    assert largest_change(make_classifier().state_dict(), model.state_dict()) > 1e-3
+
+
+# ---- which batches
+
+
+def lengths_of_batches(folder: Path, strategy: str) -> list[list[int]]:
+    """The number of words of each text of each batch of an epoch, in their order."""
+    seen = []
+
+    def collate(rows: list[dict]) -> dict:
+        seen.append([len(row["input_ids"]) for row in rows])
+        batch = DataCollatorWithPadding(TOKENIZER)(rows)
+        assert batch["input_ids"].shape == (len(rows), max(seen[-1]), 50)
+        return batch
+
+    trainer = make_trainer(make_classifier(), folder, data_collator=collate, train_sampling_strategy=strategy)
+    trainer.train_dataset = make_data(64)
+    list(trainer.get_train_dataloader())
+    return seen
+
+
+def test_texts_of_like_length_go_together(tmp_path):
+    by_length, at_random = (lengths_of_batches(tmp_path, strategy) for strategy in ("group_by_length", "random"))
+    lengths = sorted(map(len, make_data(64)["input_ids"]))
+    assert sorted(chain(*by_length)) == sorted(chain(*at_random)) == lengths
+    assert by_length[0][0] == lengths[-1], "the longest comes first"
+    out_of_order = [batch for batch in by_length if batch != sorted(batch, reverse=True)]
+    assert len(out_of_order) <= 1, "that which gave the longest away"
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(by_length) < 0.6 * padding(at_random)
+
+
+def rows_of(texts: list[list[str]]) -> list[dict]:
+    """As a data set gives them: a dict for each text."""
+    encoded = TOKENIZER(texts, is_split_into_words=True)
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+def test_collators():
+    texts = [["a", "cat"], ["it", "did", "not", "say", "why"], ["mat"]]
+    expected = TOKENIZER(texts, is_split_into_words=True, padding=True, return_tensors="pt")
+    tags = [[-100, *range(len(text)), -100] for text in texts]
+    for options in ({}, {"pad_to_multiple_of": 4}):
+        labelled = [{**row, "label": label} for row, label in zip(rows_of(texts), [1, 0, 1], strict=True)]
+        batch = DataCollatorWithPadding(TOKENIZER, **options)(labelled)
+        tagged = [{**row, "labels": label} for row, label in zip(rows_of(texts), tags, strict=True)]
+        tag_batch = DataCollatorForTokenClassification(TOKENIZER, **options)(tagged)
+        for collated in (batch, tag_batch):
+            assert collated["input_ids"].shape == (3, 8 if options else 7, 50)
+            for key, value in expected.items():
+                assert torch.equal(collated[key][:, :7], value) and not collated[key][:, 7:].any()
+        assert batch["labels"].tolist() == [1, 0, 1]
+        assert tag_batch["labels"].tolist() == [row + (len(tag_batch["labels"][0]) - len(row)) * [-100] for row in tags]
+
+    padded = [{key: value[row] for key, value in expected.items()} for row in range(3)]
+    for rows in (padded, [{key: value.tolist() for key, value in row.items()} for row in padded]):
+        batch = default_data_collator([{**row, "label": 1} for row in rows])
+        assert batch["labels"].tolist() == [1, 1, 1]
+        assert all(torch.equal(batch[key], value) for key, value in expected.items())
+
+
+# ---- how gradients are computed
+
+
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing:FutureWarning")  # a name that 5.17 lacks
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing_kwargs:FutureWarning")
+@pytest.mark.parametrize(("freeze_bilm", "use_reentrant"), [(True, True), (False, True), (False, False)])
+def test_gradient_checkpointing(tmp_path, freeze_bilm, use_reentrant, monkeypatch):
+    runs, original = [], ElmoLstmLayer._weights
+    monkeypatch.setattr(ElmoLstmLayer, "_weights", lambda *args: (runs.append(1), original(*args))[1])
+    expected = trained(tmp_path, freeze_bilm=freeze_bilm, max_steps=2)
+    num_runs = len(runs)
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    actual = trained(tmp_path, freeze_bilm=freeze_bilm, max_steps=2, **options)
+    assert len(runs) - num_runs == (1 if freeze_bilm else 2) * num_runs, (
+        "layers of a free biLM run once more, backwards"
+    )
+    assert largest_change(expected, actual) < 1e-6
+
+
+@freezing
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, freeze_bilm):
+    options = {"freeze_bilm": freeze_bilm, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 2}
+    whole = trained(tmp_path, per_device_train_batch_size=8, **options)
+    parts = trained(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    assert largest_change(make_classifier().state_dict(), whole) > 1e-3
+    assert largest_change(whole, parts) < 1e-6
+
+
+def test_label_smoothing(tmp_path):
+    trainer = make_trainer(make_classifier(), tmp_path, max_steps=1, label_smoothing_factor=0.3)
+    trainer.train()
+    batch = first_batch()
+    logits = make_classifier()(**batch).logits
+    loss, smoothed = (F.cross_entropy(logits, batch["labels"], label_smoothing=factor).item() for factor in (0, 0.3))
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(smoothed, abs=1e-4)
+    assert abs(smoothed - loss) > 0.01
+
+
+# ---- checkpoints
+
+
+def test_the_best_checkpoint_is_loaded(tmp_path):
+    scores = iter([0.1, 0.9, 0.3])
+    model = make_classifier()
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        compute_metrics=lambda _: {"score": next(scores)},
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+    )
+    trainer.train()
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-2"
+    saved = {step: load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3)}
+    assert largest_change(saved[2], model.state_dict()) == 0
+    assert largest_change(saved[1], saved[2]) > 0 and largest_change(saved[3], saved[2]) > 0
+    assert model.bilm_is_frozen
+
+
+@freezing
+def test_a_resumed_training_ends_as_one_that_was_not_interrupted(tmp_path, freeze_bilm):
+    """With dropout, so that random numbers go on too, and over the end of an epoch."""
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "train_sampling_strategy": "random"}
+
+    def make(folder: str) -> Trainer:
+        model = make_classifier(freeze_bilm=freeze_bilm, feature_dropout=0.5, head_dropout=0.2, dropout=0.1)
+        return make_trainer(model, tmp_path / folder, **options)
+
+    whole = make("whole")
+    whole.train()
+    resumed = make("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert resumed.state.global_step == 6 and (tmp_path / "resumed" / "checkpoint-6").is_dir()
+    assert not (tmp_path / "resumed" / "checkpoint-3").exists()
+    half = load_file(tmp_path / "whole" / "checkpoint-3" / "model.safetensors")
+    assert largest_change(half, whole.model.state_dict()) > 1e-3
+    assert largest_change(whole.model.state_dict(), resumed.model.state_dict()) == 0
