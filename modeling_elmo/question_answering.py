@@ -127,11 +127,11 @@ class Pairs:
         return (steps > 0) & (steps < self.lengths[1][:, None] - 1)
 
     def cut(self, vectors: Tensor) -> list[Tensor]:
-        """(batch, words, dim) -> question and context, each (batch, its words, dim), with their boundaries and zeros
-        at padding. A row without a second text has an empty context."""
+        """(batch, words, dim) -> question and context, each (batch, its words, dim), with their boundaries. A row
+        without a second text has an empty context."""
         return [
-            cut_out(vectors, start, length.clamp(min=1))[0] * mask[..., None]
-            for start, length, mask in zip(self.starts, self.lengths, self.masks, strict=True)
+            cut_out(vectors, start, length.clamp(min=1))[0]
+            for start, length in zip(self.starts, self.lengths, strict=True)
         ]
 
 
