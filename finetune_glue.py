@@ -20,25 +20,20 @@ all_results.json, predictions, a confusion table, the layers' weights and their 
 Every flag: `python finetune_glue.py --help`.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
-from modeling_elmo.arguments import ArgumentsError, flag, parse_arguments
+from modeling_elmo.arguments import ArgumentsError, flag
 from modeling_elmo.finetuning import (
     FinetuningArguments,
     Task,
-    check_output_dir,
     load_task_model,
     load_tokenizer,
-    run_all,
 )
-from modeling_elmo.finetuning_report import confusion_table, report
+from modeling_elmo.finetuning_report import confusion_table, run_script
 from modeling_elmo.sentence_tasks import (
     GLUE,
     SentenceData,
@@ -139,22 +134,15 @@ def write_predictions(names: list[str] | None, split: str, dataset: Any, output:
         (folder / f"{split}_confusion.txt").write_text(table + "\n", encoding="utf-8")
 
 
+def task_names(args: GlueArguments) -> list[str]:
+    """The tasks of the command line; "task" for own files."""
+    if not (args.task_name or args.train_file or args.validation_file or args.test_file):
+        raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
+    return args.task_name or ["task"]
+
+
 def main() -> int:
-    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
-    logging.set_verbosity_error()  # a new head is no news here
-    try:
-        args = parse_arguments(GlueArguments, description=__doc__)
-        if not args.task_name and not args.train_file and not args.validation_file:
-            raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
-        check_output_dir(args)
-        results = run_all(make_task, args.task_name or ["task"], args)  # type: ignore[arg-type]
-        if args.process_index == 0:
-            print(report(results, Path(str(args.output_dir))))
-    except (ArgumentsError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same
-            print(f"finetune_glue.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script("finetune_glue.py", GlueArguments, __doc__, task_names, make_task)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ with their tags and those predicted (for conlleval), a table of scores by type, 
 summary.txt. Every flag: `python finetune_ner.py --help`.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,21 +31,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import SequentialSampler
-from transformers.utils import logging
 
-from modeling_elmo.arguments import ArgumentsError, flag, parse_arguments
+from modeling_elmo.arguments import ArgumentsError, flag
 from modeling_elmo.configuration_elmo import ElmoConfig
 from modeling_elmo.finetuning import (
     ElmoTrainer,
     FinetuningArguments,
     Task,
-    check_output_dir,
     load_task_model,
     load_tokenizer,
-    run_all,
 )
-from modeling_elmo.finetuning_report import aligned, report
+from modeling_elmo.finetuning_report import aligned, run_script
 from modeling_elmo.tagging import (
     NO_LABEL,
     Columns,
@@ -89,7 +84,7 @@ class NerArguments(FinetuningArguments):
 
 
 class TaggingTrainer(ElmoTrainer):
-    """`ElmoTrainer` whose predictions are decoded tags, in the order of the data."""
+    """`ElmoTrainer` whose predictions are decoded tags."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -98,9 +93,6 @@ class TaggingTrainer(ElmoTrainer):
             masks = {name: inputs[name] for name in ("attention_mask", "special_tokens_mask")}
             tags = self.model.decode(hidden_states=torch.stack(output.hidden_states, 2), **masks)
         return output.loss.detach(), None if prediction_loss_only else tags, inputs["labels"]
-
-    def _get_eval_sampler(self, eval_dataset):
-        return SequentialSampler(eval_dataset)
 
 
 def read_data(args: NerArguments) -> Splits:
@@ -189,22 +181,15 @@ def write_predictions(labels: Sequence[str], split: str, dataset: Any, output: A
         (folder / f"{split}_types.txt").write_text(table + "\n", encoding="utf-8")
 
 
+def task_names(args: NerArguments) -> list[str]:
+    """The one task, by its data set or its tags."""
+    if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
+        raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
+    return [Path(args.dataset_name).name if args.dataset_name else args.task_name]
+
+
 def main() -> int:
-    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
-    try:
-        args = parse_arguments(NerArguments, description=__doc__)
-        if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
-            raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
-        check_output_dir(args)
-        name = Path(args.dataset_name).name if args.dataset_name else args.task_name
-        results = run_all(make_task, [name], args, TaggingTrainer)  # type: ignore[arg-type]
-        if args.process_index == 0:
-            print(report(results, Path(str(args.output_dir))))
-    except (ArgumentsError, DataError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same
-            print(f"finetune_ner.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script("finetune_ner.py", NerArguments, __doc__, task_names, make_task, TaggingTrainer)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ predictions.json (for the official evaluation), nbest_predictions.json, in versi
 the layers' weights and their plot, summary.txt. Every flag: `python finetune_squad.py --help`.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -35,18 +34,16 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from modeling_elmo.answer_spans import NUM_BOUNDARIES, Window
-from modeling_elmo.arguments import ArgumentsError, flag, parse_arguments
+from modeling_elmo.arguments import ArgumentsError, flag
 from modeling_elmo.finetuning import (
     FinetuningArguments,
     Metrics,
     Task,
-    check_output_dir,
     load_task_model,
     load_tokenizer,
-    run_all,
     write_json,
 )
-from modeling_elmo.finetuning_report import report
+from modeling_elmo.finetuning_report import run_script
 from modeling_elmo.question_answering import ElmoForQuestionAnswering
 from modeling_elmo.squad import (
     Prediction,
@@ -199,22 +196,15 @@ def make_task(name: str, args: SquadArguments) -> Task:
     )
 
 
+def task_names(args: SquadArguments) -> list[str]:
+    """The one task, by its data set."""
+    if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
+        raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
+    return [Path(args.dataset_name).name if args.dataset_name else "squad"]
+
+
 def main() -> int:
-    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
-    try:
-        args = parse_arguments(SquadArguments, description=__doc__)
-        if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
-            raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
-        check_output_dir(args)
-        name = Path(args.dataset_name).name if args.dataset_name else "squad"
-        results = run_all(make_task, [name], args)  # type: ignore[arg-type]
-        if args.process_index == 0:
-            print(report(results, Path(str(args.output_dir))))
-    except (ArgumentsError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same
-            print(f"finetune_squad.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script("finetune_squad.py", SquadArguments, __doc__, task_names, make_task)
 
 
 if __name__ == "__main__":

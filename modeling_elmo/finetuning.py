@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -164,7 +165,10 @@ def check_output_dir(args: FinetuningArguments):
 
 
 class ElmoTrainer(Trainer):
-    """`Trainer` with a learning rate of its own for the biLM."""
+    """`Trainer` with a learning rate of its own for the biLM, and predictions in the order of the data."""
+
+    def _get_eval_sampler(self, eval_dataset):
+        return SequentialSampler(eval_dataset)  # also with group_by_length
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

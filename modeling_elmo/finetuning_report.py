@@ -1,10 +1,20 @@
-"""What fine-tuning came to: a table of metrics over tasks and seeds, and a plot of the layers' weights."""
+"""The scripts that fine-tune, from the command line to what it came to: a table of metrics over tasks and seeds, and a
+plot of the layers' weights."""
 
+import os
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from .finetuning import Result, write_json
+from transformers.utils import logging
+
+from .arguments import ArgumentsError, parse_arguments
+from .finetuning import ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
+from .text_files import DataError
+
+Arguments = TypeVar("Arguments", bound=FinetuningArguments)
 
 # Left out of tables: how fast it went.
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos")
@@ -110,3 +120,33 @@ def report(results: Sequence[Result], folder: Path) -> str:
         except ImportError as error:
             text += f"\n{error}"
     return text
+
+
+def run_script(
+    script: str,
+    arguments_class: type[Arguments],
+    description: str | None,
+    task_names: Callable[[Arguments], list[str]],
+    make_task: Callable[[str, Arguments], Task],
+    trainer_class: type[ElmoTrainer] = ElmoTrainer,
+) -> int:
+    """What the scripts' `main` does: train all tasks that the command line asks for, and print the table.
+
+    Returns:
+        The exit code: 2 for a mistake in the arguments or the data, told in one line on stderr.
+    """
+    logging.disable_progress_bar()  # of transformers: a bar for each file that is written
+    logging.set_verbosity_error()  # a new head is no news here
+    try:
+        args = parse_arguments(arguments_class, description=description)
+        names = task_names(args)
+        check_output_dir(args)
+        make: Any = make_task
+        results = run_all(make, names, args, trainer_class)
+        if args.process_index == 0:
+            print(report(results, Path(str(args.output_dir))))
+    except (ArgumentsError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":  # each process has the same
+            print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    return 0

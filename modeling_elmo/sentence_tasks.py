@@ -219,9 +219,16 @@ def _to_number(value: Any, split: str, row: int) -> float:
 
 def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
     """`compute_metrics` for `Trainer` with these metrics: accuracy, f1 (of label 1), macro_f1, matthews_correlation,
-    pearson, spearmanr. No metrics for data without labels."""
-    from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    pearson, spearmanr. No metrics for data without labels.
+
+    Raises:
+        `DataError`: scikit-learn is not installed.
+    """
+    try:
+        from scipy.stats import pearsonr, spearmanr
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+    except ImportError as error:
+        raise DataError("scores need scikit-learn: pip install 'modeling-elmo[finetune]'") from error
 
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": accuracy_score,

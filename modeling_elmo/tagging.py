@@ -310,9 +310,7 @@ def to_dataset(
 
 def tags_of(ids: np.ndarray, gold_ids: np.ndarray, labels: Sequence[str]) -> list[list[str]]:
     """The names of ids (sentences, words), where there is a gold label: a list for each sentence."""
-    return [
-        [labels[label] for label in row[gold != NO_LABEL]] for row, gold in zip(ids, gold_ids, strict=True)
-    ]  # fmt: skip
+    return [[labels[label] for label in row[gold != NO_LABEL]] for row, gold in zip(ids, gold_ids, strict=True)]
 
 
 def scorer(labels: Sequence[str], by_type: bool = False) -> Callable[[Any], Metrics]:
@@ -323,7 +321,7 @@ def scorer(labels: Sequence[str], by_type: bool = False) -> Callable[[Any], Metr
         by_type: also the scores of each type, as in "PER_f1", and the number of its entities.
 
     Raises:
-        `ImportError`: seqeval is needed, and not installed.
+        `DataError`: seqeval is needed, and not installed.
     """
     chunks = are_chunks(labels)
     if chunks:
@@ -348,10 +346,8 @@ def scorer(labels: Sequence[str], by_type: bool = False) -> Callable[[Any], Metr
 def accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
     """Share of words with the right tag."""
     pairs = [
-        one == two
-        for row, other in zip(gold, predicted, strict=True)
-        for one, two in zip(row, other, strict=True)
-    ]  # fmt: skip
+        one == two for row, other in zip(gold, predicted, strict=True) for one, two in zip(row, other, strict=True)
+    ]
     return sum(pairs) / len(pairs)
 
 
@@ -365,7 +361,7 @@ def entity_scores(
             is one too.
 
     Raises:
-        `ImportError`: seqeval is not installed. `DataError`: `strict` for another scheme than IOB2.
+        `DataError`: seqeval is not installed; `strict` for another scheme than IOB2.
     """
     report_of, iob2 = _seqeval()
     tags = {tag for row in [*gold, *predicted] for tag in row}
@@ -389,7 +385,7 @@ def _seqeval() -> tuple[Callable, type]:
         from seqeval.metrics import classification_report
         from seqeval.scheme import IOB2
     except ImportError as error:
-        raise ImportError("scores of entities need seqeval: pip install seqeval") from error
+        raise DataError("scores of entities need seqeval: pip install 'modeling-elmo[finetune]'") from error
     return classification_report, IOB2
 
 

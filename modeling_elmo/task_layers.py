@@ -171,6 +171,8 @@ class BiRecurrent(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """(batch, words, input_dim), (batch, words) -> (batch, words, 2 * dim), zeros at padding."""
+        if mask.numel() == 0:
+            return inputs.new_zeros(*mask.shape, 2 * self.rnn.hidden_size)
         lengths = mask.sum(1).clamp(min=1).cpu()  # an empty text has no packed form: its padding stands in for it
         packed = pack_padded_sequence(self.dropout(inputs), lengths, batch_first=True, enforce_sorted=False)
         outputs, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=inputs.shape[1])

@@ -65,7 +65,7 @@ class WordCache:
             if fingerprint != self._fingerprint:
                 self._clear(fingerprint)
             first = first_positions(keys)
-            if len(first) > self.max_words:
+            if not keys or len(first) > self.max_words:  # an empty table does not know its width
                 return compute_once(keys, compute)
             new = [key for key in first if key not in self._places]
             if len(self._places) + len(new) > self.max_words:

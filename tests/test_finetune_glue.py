@@ -181,7 +181,11 @@ def test_baselines(run, tmp_path, bilm, features):
 def test_a_finished_model_is_evaluated_and_trained_further(run, tmp_path):
     assert run() == 0
     out = tmp_path / "out"
-    assert run(model_name_or_path=out, output_dir=tmp_path / "eval", do_train="false") == 0
+    flags = {"do_train": "false", "train_sampling_strategy": "group_by_length"}
+    assert run(model_name_or_path=out, output_dir=tmp_path / "eval", **flags) == 0
+    for split in ("validation", "test"):  # in the order of the data
+        name = f"{split}_predictions.tsv"
+        assert (tmp_path / "eval" / name).read_text() == (out / name).read_text()
     again = results(tmp_path / "eval")
     for name in ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss"):
         assert again[name] == pytest.approx(results(out)[name], abs=1e-6), name

@@ -312,4 +312,7 @@ def test_bad_data_are_told_in_a_line(run, tmp_path, capsys, name, content, messa
 def test_without_seqeval(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     assert run() == 2
-    assert "finetune_ner.py: scores of entities need seqeval: pip install seqeval" in capsys.readouterr().err
+    assert (
+        "finetune_ner.py: scores of entities need seqeval: pip install 'modeling-elmo[finetune]'"
+        in capsys.readouterr().err
+    )

@@ -45,6 +45,7 @@ def test_recurrent_layer_reads_each_text_to_its_own_end():
         alone, _ = layer.rnn(inputs[row : row + 1, :length])
         assert_close(outputs[row, :length], alone[0])
         assert not outputs[row, length:].any()
+    assert layer(inputs[:0], mask[:0]).shape == (0, 6, 6) and layer(inputs[:, :0], mask[:, :0]).shape == (3, 0, 6)
 
 
 def test_attention_is_a_weighted_sum_over_words_that_are_there():
@@ -211,6 +212,8 @@ def test_empty_texts_have_finite_scores_and_gradients():
     assert output.logits.isfinite().all()
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    padding = {name: torch.zeros_like(tensor) for name, tensor in batch.items()}
+    assert make_classifier()(**padding).logits.isfinite().all()  # a frozen biLM that has met no word yet
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -125,7 +125,7 @@ def test_padding_and_company_change_nothing(changes):
         alone, here = encode([text])
         own = model(**alone, labels=labels[row : row + 1, : here.shape[1]])
         assert_close(own.logits[here], output.logits[row, : here.shape[1]][here[0]], 1e-5)
-        total += float(own.loss) * len(text)
+        total += own.loss.item() * len(text)
     assert total / 8 == pytest.approx(float(output.loss), rel=1e-5)
 
 
