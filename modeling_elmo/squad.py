@@ -164,8 +164,7 @@ def nested_rows(article: Mapping[str, Any], name: str, number: int) -> Iterator[
     try:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
-                row = {**question, "context": paragraph["context"]}
-                yield {**row, "answers": []} if question.get("is_impossible") else row
+                yield {**question, "context": paragraph["context"]}
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"{name}, article {number} is not as in SQuAD's files (paragraphs > context, qas > id, question, answers): "

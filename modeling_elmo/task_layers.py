@@ -7,7 +7,6 @@ the right and never changes what is computed for words.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import initialization as init
 
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix
@@ -162,21 +161,29 @@ def used_layers(config) -> list[int]:
 
 
 class BiRecurrent(nn.Module):
-    """A bidirectional `nn.LSTM` or `nn.GRU` over padded texts of any lengths, with dropout on its input."""
+    """A bidirectional `nn.LSTM` or `nn.GRU` over padded texts of any lengths, with dropout on its input.
+
+    Each direction reads a text's words and then its padding, which cannot change them. Packed sequences of torch would
+    leave the padding out, but their backward pass on the CPU takes time that grows with the square of the length.
+    """
 
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], input_dim: int, dim: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.rnn = kind(input_dim, dim, batch_first=True, bidirectional=True)
+        self.forward_rnn = kind(input_dim, dim, batch_first=True)
+        self.backward_rnn = kind(input_dim, dim, batch_first=True)
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """(batch, words, input_dim), (batch, words) -> (batch, words, 2 * dim), zeros at padding."""
         if mask.numel() == 0:
-            return inputs.new_zeros(*mask.shape, 2 * self.rnn.hidden_size)
-        lengths = mask.sum(1).clamp(min=1).cpu()  # an empty text has no packed form: its padding stands in for it
-        packed = pack_padded_sequence(self.dropout(inputs), lengths, batch_first=True, enforce_sorted=False)
-        outputs, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=inputs.shape[1])
-        return outputs * mask[..., None]
+            return inputs.new_zeros(*mask.shape, 2 * self.forward_rnn.hidden_size)
+        inputs = self.dropout(inputs)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
+        turned = inputs.gather(1, places[..., None].expand_as(inputs))
+        ahead, back = self.forward_rnn(inputs)[0], self.backward_rnn(turned)[0]  # (batch, words, dim) each
+        back = back.gather(1, places[..., None].expand_as(back))
+        return torch.cat([ahead, back], dim=2) * mask[..., None]
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
 """finetune_glue.py: runs in this process on tiny data, what they leave behind, and mistakes at the command line."""
 
 import csv
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from finetuning_runs import load_script, run_script, save_pretrained
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["the", "cat", "sat", "on", "mats"]
@@ -50,19 +49,12 @@ def data(tmp_path_factory) -> Path:
 def bilm(tmp_path_factory) -> Path:
     """A pretrained model, as train.py leaves it."""
     torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("bilm")
-    ElmoForPreTraining(ElmoConfig(**WIDER)).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    return save_pretrained(ElmoForPreTraining(ElmoConfig(**WIDER)), tmp_path_factory.mktemp("bilm"))
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("finetune_glue", ROOT / "finetune_glue.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_glue"] = module  # where `dataclasses` looks types up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("finetune_glue")
 
 
 @pytest.fixture
@@ -73,16 +65,9 @@ def run(script, monkeypatch, data, bilm, tmp_path):
         values = {
             "model_name_or_path": bilm, "data_dir": data, "task_name": "sentiment", "output_dir": tmp_path / "out",
             "learning_rate": 0.02, "head_dim": 4, "feature_dropout": 0.0, "head_dropout": 0.0, "num_train_epochs": 2,
-            "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True, **flags,
+            "per_device_train_batch_size": 8, **flags,
         }  # fmt: skip
-        argv = ["finetune_glue.py"]
-        for name, value in values.items():
-            if isinstance(value, list):
-                argv += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                argv += [f"--{name}", str(value)]
-        monkeypatch.setattr(sys, "argv", argv)
-        return script.main()
+        return run_script(script, monkeypatch, values)
 
     return run_with
 

@@ -1,6 +1,5 @@
 """finetune_ner.py: runs in this process on tiny data, what they leave behind, and mistakes at the command line."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning_runs import load_script, run_script, save_pretrained
 from test_modeling import make_model
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoForPreTraining, ElmoModel
 from modeling_elmo.tagging import Columns, accuracy, entity_scores, read_file
 from modeling_elmo.token_classification_pipeline import ElmoTokenClassificationPipeline
 
@@ -54,20 +54,13 @@ def data(tmp_path_factory) -> Path:
 def bilm(tmp_path_factory) -> Path:
     """A pretrained model, whose layers tell words apart."""
     torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("bilm")
     wide = {"char_embedding_dim": 8, "cnn_filters": [[1, 16], [2, 16], [3, 16]], "projection_dim": 24}
-    make_model(cls=ElmoForPreTraining, **wide).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    return save_pretrained(make_model(cls=ElmoForPreTraining, **wide), tmp_path_factory.mktemp("bilm"))
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("finetune_ner", ROOT / "finetune_ner.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_ner"] = module  # where `dataclasses` looks types up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("finetune_ner")
 
 
 @pytest.fixture
@@ -81,16 +74,9 @@ def run(script, monkeypatch, data, bilm, tmp_path):
             "model_name_or_path": bilm, "output_dir": tmp_path / "out", "train_file": data / "train.txt",
             "validation_file": data / "dev.txt", "test_file": data / "test.txt", "learning_rate": 0.05, "head_dim": 8,
             "feature_dropout": 0.0, "head_dropout": 0.0, "num_train_epochs": 1, "per_device_train_batch_size": 8,
-            "use_cpu": True, "disable_tqdm": True, **flags,
+            **flags,
         }  # fmt: skip
-        argv = ["finetune_ner.py"]
-        for name, value in values.items():
-            if isinstance(value, list):
-                argv += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                argv += [f"--{name}", str(value)]
-        monkeypatch.setattr(sys, "argv", argv)
-        return script.main()
+        return run_script(script, monkeypatch, values)
 
     return run_with
 

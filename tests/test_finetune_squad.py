@@ -1,18 +1,17 @@
 """finetune_squad.py: runs in this process on tiny data, what they leave behind, and mistakes at the command line."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from finetuning_runs import load_script, run_script, save_pretrained
 from test_modeling import make_model
 from test_squad import ROWS, lines, nested, write
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoForPreTraining, ElmoModel
 from modeling_elmo.question_answering_pipeline import ElmoQuestionAnsweringPipeline
 from modeling_elmo.squad import SquadReport, evaluate, read_questions
 
@@ -55,19 +54,12 @@ def data(tmp_path_factory) -> Path:
 def bilm(tmp_path_factory) -> Path:
     """A pretrained model, whose layers tell words apart."""
     torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("bilm")
-    make_model(cls=ElmoForPreTraining).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    return save_pretrained(make_model(cls=ElmoForPreTraining), tmp_path_factory.mktemp("bilm"))
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("finetune_squad", ROOT / "finetune_squad.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_squad"] = module  # where `dataclasses` looks types up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("finetune_squad")
 
 
 @pytest.fixture
@@ -79,16 +71,9 @@ def run(script, monkeypatch, data, bilm, tmp_path):
         values = {
             "model_name_or_path": bilm, "output_dir": tmp_path / "out", **files, "learning_rate": 0.1,
             "head": "linear", "feature_dropout": 0.0, "num_train_epochs": 8, "per_device_train_batch_size": 16,
-            "use_cpu": True, "disable_tqdm": True, "version_2_with_negative": version == 2, **flags,
+            "version_2_with_negative": version == 2, **flags,
         }  # fmt: skip
-        argv = ["finetune_squad.py"]
-        for name, value in values.items():
-            if isinstance(value, list):
-                argv += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                argv += [f"--{name}", str(value)]
-        monkeypatch.setattr(sys, "argv", argv)
-        return script.main()
+        return run_script(script, monkeypatch, values)
 
     return run_with
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY
 from test_modeling import assert_close, make_model
-from test_sequence_classification import make_pairs
+from test_sequence_classification import make_pairs, read_alone
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering
 from transformers.testing_utils import CaptureLogger
@@ -67,19 +67,18 @@ def slow_reader(model: ElmoForQuestionAnswering, layers: Tensor, question_length
     mixes = model.features(layers[None])[0], head.attention_features(layers[None])[0]
     texts = []
     for place in (slice(0, question_length), slice(question_length, None)):
-        read, _ = reader.encoder.rnn(mixes[0][None, place])
-        texts.append(torch.cat([read[0], mixes[1][place]], dim=1))
+        texts.append(torch.cat([read_alone(reader.encoder, mixes[0][place]), mixes[1][place]], dim=1))
     question, context = texts
     seen, highest = attention(reader.attention, context, question)
     whole = sum(share * h for share, h in zip(torch.softmax(highest, 0), context, strict=True))
     rows = [torch.cat([h, c, h * c, whole * c]) for h, c in zip(context, seen, strict=True)]
     read = torch.relu(reader.merge(torch.stack(rows)))
-    again = reader.self_encoder.rnn(read[None])[0][0]
+    again = read_alone(reader.self_encoder, read)
     seen, _ = attention(reader.self_attention, again, again, itself=True)
     read = read + torch.relu(reader.self_merge(torch.cat([again, seen, again * seen], dim=1)))
     columns, inputs = [], read
     for part in (head.start, head.end):
-        states = part.encoder.rnn(inputs[None])[0][0]
+        states = read_alone(part.encoder, inputs)
         words = states[1:-1]
         scores = part.score(words)[:, 0]
         columns.append(torch.cat([part.no_answer(torch.softmax(scores, 0) @ words), scores]))
@@ -325,7 +324,7 @@ def test_starts_from_a_pretrained_bilm(tmp_path):
     bilm = ElmoModel(ElmoConfig(**TINY))
     bilm.save_pretrained(tmp_path)
     model = ElmoForQuestionAnswering.from_pretrained(tmp_path)
-    assert model.spans.reader.encoder.rnn.hidden_size == 100
+    assert model.spans.reader.encoder.forward_rnn.hidden_size == 100
     for name, parameter in model.elmo.state_dict().items():
         assert parameter.equal(bilm.state_dict()[name]), name
     for name, parameter in model.spans.named_parameters():

@@ -516,6 +516,8 @@ def test_scores_of_version_2():
         "NoAns_f1": pytest.approx(100 * 1 / 3),
         "NoAns_total": 3,
     }
+    several = question(["the", "cat"], [0, 4], context="the cat")  # what is left of these does not include ""
+    assert evaluate([several], {"1": ""}, version_2=True)["exact"] == 0
     assert "NoAns_exact" not in evaluate(questions[:2], texts, version_2=True)
 
 
@@ -524,7 +526,7 @@ def test_best_thresholds_against_all_thresholds():
     questions, predictions = [], {}
     for number in range(40):
         has_answer = rng.random() < 0.6
-        text = str(rng.choice(["Ann Lee", "Lee", "York"]))
+        text = str(rng.choice(["Ann Lee", "Lee", "York", ""]))
         questions.append(question(["Ann Lee"] if has_answer else [], id=str(number)))
         predictions[str(number)] = Prediction(
             text, text, float(rng.normal() + 1 - 2 * (has_answer and "Lee" in text)), []
@@ -535,10 +537,11 @@ def test_best_thresholds_against_all_thresholds():
         texts = {key: one.best_text if one.null_odds <= threshold else "" for key, one in predictions.items()}
         return evaluate(questions, texts, version_2=True)
 
-    thresholds = [-100.0, *(one.null_odds for one in predictions.values())]
+    thresholds = [-100.0, *sorted(one.null_odds for one in predictions.values())]
     for name in ("exact", "f1"):
-        assert result[f"best_{name}"] == pytest.approx(max(score(threshold)[name] for threshold in thresholds))
-        assert score(result[f"best_{name}_thresh"])[name] == pytest.approx(result[f"best_{name}"])
+        scores = [score(threshold)[name] for threshold in thresholds]
+        assert result[f"best_{name}"] == pytest.approx(max(scores))
+        assert result[f"best_{name}_thresh"] == thresholds[int(np.argmax(scores))]
     assert result["best_exact"] < result["best_f1"] < 100
 
 

@@ -126,7 +126,7 @@ def test_padding_and_company_change_nothing(changes):
         own = model(**alone, labels=labels[row : row + 1, : here.shape[1]])
         assert_close(own.logits[here], output.logits[row, : here.shape[1]][here[0]], 1e-5)
         total += own.loss.item() * len(text)
-    assert total / 8 == pytest.approx(float(output.loss), rel=1e-5)
+    assert total / 8 == pytest.approx(output.loss.item(), rel=1e-5)
 
 
 def test_cached_layers_equal_ids():
@@ -289,9 +289,9 @@ def test_a_new_head_starts_as_softmax():
     inputs, words = encode()
     loss = model(**inputs, labels=random_labels(words)).loss
     assert float(loss) == pytest.approx(math.log(len(LABELS)), abs=0.3)
-    assert model.encoder.rnn.hidden_size == 5
+    assert model.encoder.forward_rnn.hidden_size == 5
     default = ElmoForTokenClassification(ElmoConfig(**TINY))
-    assert default.encoder.rnn.hidden_size == 200
+    assert default.encoder.forward_rnn.hidden_size == 200
 
 
 @pytest.mark.parametrize("changes", HEADS, ids=str)
