@@ -1,7 +1,13 @@
 """Shared by all tests: a tiny configuration, and where the reference data lies."""
 
+import os
 import sys
+import tempfile
 from pathlib import Path
+
+# Where this process keeps remote code. `transformers` reads it once, so it stands before the import.
+REMOTE_CODE = tempfile.TemporaryDirectory(prefix="remote_code_")
+os.environ["HF_MODULES_CACHE"] = REMOTE_CODE.name
 
 import pytest
 import torch

@@ -51,8 +51,7 @@ def saved(tmp_path_factory) -> Path:
 # ---- ways to it
 
 
-def test_from_a_folder(saved, monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def test_from_a_folder(saved, tmp_path):
     with CaptureLogger(logging.get_logger("transformers")) as captured:
         qa = pipeline("question-answering", model=str(saved), trust_remote_code=True)
     assert type(qa).__name__ == "ElmoQuestionAnsweringPipeline" and captured.out == ""

@@ -61,8 +61,7 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["token-classification", "ner"])
-def test_from_a_folder(saved, task, monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def test_from_a_folder(saved, task, tmp_path):
     with CaptureLogger(logging.get_logger("transformers")) as captured:
         ner = pipeline(task, model=str(saved), trust_remote_code=True)
     assert type(ner).__name__ == "ElmoTokenClassificationPipeline" and captured.out == ""
