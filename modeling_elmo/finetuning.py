@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from .arguments import ArgumentsError, flag
 from .configuration_elmo import ElmoConfig
@@ -53,7 +54,7 @@ class FinetuningArguments(TrainingArguments):
     cache_dtype: str = flag(
         "float32", "number type of that cache; bfloat16 takes half", choices=("float32", "bfloat16")
     )
-    overwrite_output_dir: bool = flag(False, "replace an output folder that has files in it")
+    overwrite_output_dir: bool = flag(False, "write into an output folder that has files in it")
     seeds: list[int] = field(
         default_factory=lambda: [42],
         metadata={"help": "train once with each of these; several give mean and standard deviation"},
@@ -149,19 +150,34 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
 def check_output_dir(args: FinetuningArguments):
     """Make the output folder, or raise an `ArgumentsError` if it has something in it that would be lost."""
     folder = Path(args.output_dir or "")
-    if folder.is_file():
-        raise ArgumentsError(f"--output_dir {folder} is a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentsError(f"--output_dir {folder} cannot be written: {error.strerror}") from error
     if not args.do_train or args.resume_from_checkpoint:
         return
-    content = [path for path in folder.iterdir() if path.name != "layer_cache"] if folder.is_dir() else []
+    content = [path for path in folder.iterdir() if path.name != "layer_cache"]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(
             f"--output_dir {folder} has files in it, such as {content[0].name}: name another folder, or pass "
-            "--overwrite_output_dir to replace them"
+            "--overwrite_output_dir to write over them"
         )
-    for path in content:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def find_checkpoint(args: FinetuningArguments) -> str | None:
+    """The checkpoint that training goes on from: the one named, or with "last" the newest of the output folder, if any.
+
+    Raises:
+        `ArgumentsError`: there is none of that name.
+    """
+    name = args.resume_from_checkpoint
+    if name in ("last", "true", "True"):
+        return get_last_checkpoint(args.output_dir)
+    if name is not None and not Path(name, TRAINER_STATE_NAME).is_file():
+        raise ArgumentsError(
+            f"--resume_from_checkpoint {name} is no checkpoint; 'last' is the newest of the output folder"
+        )
+    return name
 
 
 class ElmoTrainer(Trainer):
@@ -257,6 +273,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     if task.test is not None and args.do_predict:
         splits["test"] = task.test
     train = task.train if args.do_train else None
+    find_checkpoint(args)  # rather now than after the layers were computed
     args.metric_for_best_model = f"eval_{task.best_metric}"
     args.greater_is_better = True
     trainer = trainer_class(
@@ -270,7 +287,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     )
     metrics: Metrics = {}
     if train is not None:
-        metrics.update(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
+        metrics.update(trainer.train(resume_from_checkpoint=find_checkpoint(args)).metrics)
         trainer.save_model()
         trainer.save_state()
     for split, dataset in splits.items():
@@ -316,6 +333,9 @@ def run_all(
             parts = [name] * (len(names) > 1) + [f"seed_{seed}"] * (len(args.seeds) > 1)
             own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
             Path(own.output_dir).mkdir(parents=True, exist_ok=True)
+            if args.do_train and not args.resume_from_checkpoint:
+                for checkpoint in Path(own.output_dir).glob("checkpoint-*"):  # of what is overwritten
+                    shutil.rmtree(checkpoint)
             task = make_task(name, own)
             metrics = run_task(task, own, trainer_class)
             model = task.model

@@ -181,6 +181,9 @@ def test_an_interrupted_training_goes_on(run, tmp_path):
     assert run(**flags) == 0
     checkpoint = tmp_path / "out" / "checkpoint-8"
     assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint=checkpoint) == 0
+    again = results(tmp_path / "again")
+    assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint="last") == 0  # at its end already
+    assert results(tmp_path / "again")["validation_loss"] == pytest.approx(again["validation_loss"], abs=1e-6)
     whole, parts = (ElmoForSequenceClassification.from_pretrained(tmp_path / name) for name in ("out", "again"))
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(weight, parts.state_dict()[name], rtol=0, atol=1e-6, msg=name)
@@ -205,6 +208,8 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"sentence_columns": ["words"]}, "no column 'words'; its columns are text, label"),
         ({"learning_rat": 1}, "unknown argument '--learning_rat'"),
         ({"head": "transformer"}, "head"),
+        ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is no checkpoint"),
+        ({"output_dir": "/dev/null"}, "--output_dir /dev/null cannot be written"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, capsys, flags, message):
@@ -223,7 +228,11 @@ def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):
     assert run(task_name="pairs") == 2
     assert "has files in it" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-    assert run(task_name="pairs", num_train_epochs=1, overwrite_output_dir="true") == 0
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert run(task_name="pairs", max_steps=3, overwrite_output_dir="true") == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"  # what is not of a run stays
 
 
 def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys):
