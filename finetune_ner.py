@@ -139,7 +139,7 @@ def make_task(name: str, args: NerArguments) -> Task:
     options: dict[str, Any] = {} if args.use_crf is None else {"use_crf": args.use_crf}
     options["id2label"] = dict(enumerate(labels))
     options["label2id"] = {label: number for number, label in enumerate(labels)}
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    limits = args.max_samples()
     data = {
         split: to_dataset(
             sentences[: limits[split]],

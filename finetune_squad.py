@@ -104,7 +104,7 @@ def read_data(args: SquadArguments, counts: SquadReport) -> dict[str, list[Quest
         }
     if args.do_train and not splits.get("train"):
         raise DataError("there are no training data: give --train_file, or pass --no_do_train")
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    limits = args.max_samples()
     splits = {split: questions[: limits[split]] for split, questions in splits.items()}
     for split, questions in splits.items():
         if split != "test" or any(question.answers for question in questions):

@@ -93,6 +93,10 @@ class FinetuningArguments(TrainingArguments):
         if self.output_dir is None or self.output_dir == "trainer_output":
             raise ArgumentsError("--output_dir is missing: where the model and its results go")
 
+    def max_samples(self) -> dict[str, int | None]:
+        """How many examples of each split are used; `None` for all."""
+        return {"train": self.max_train_samples, "validation": self.max_eval_samples, "test": self.max_predict_samples}
+
     def head_options(self) -> dict[str, Any]:
         """The fields of `ElmoConfig` that were asked for."""
         names = ("head", "head_dim", "head_dropout", "feature_dropout", "scalar_mix_l2", "scalar_mix_layer_norm")
@@ -273,7 +277,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     if task.test is not None and args.do_predict:
         splits["test"] = task.test
     train = task.train if args.do_train else None
-    find_checkpoint(args)  # rather now than after the layers were computed
+    checkpoint = find_checkpoint(args)  # rather now than after the layers were computed
     args.metric_for_best_model = f"eval_{task.best_metric}"
     args.greater_is_better = True
     trainer = trainer_class(
@@ -287,7 +291,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     )
     metrics: Metrics = {}
     if train is not None:
-        metrics.update(trainer.train(resume_from_checkpoint=find_checkpoint(args)).metrics)
+        metrics.update(trainer.train(resume_from_checkpoint=checkpoint).metrics)
         trainer.save_model()
         trainer.save_state()
     for split, dataset in splits.items():

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
-from .text_files import OPENERS, DataError, unreadable
+from .text_files import OPENERS, SPLIT_NAMES, DataError, unreadable
 
 COLUMNS = ("id", "question", "context", "answers")
-# What the names of files begin with.
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Stands in for the best span of a context without words: worse than all that are found.
@@ -106,7 +104,7 @@ def read_dataset(
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "dataset_dict.json")):
         files: dict[str, list[str]] = {}
         for file in sorted(os.listdir(name)):
-            if split := SPLITS.get(re.split(r"[-_.]", file.lower())[0]):
+            if split := SPLIT_NAMES.get(re.split(r"[-_.]", file.lower())[0]):
                 files.setdefault(split, []).append(os.path.join(name, file))
         if not files:
             raise DataError(f"{name} has no files such as train-v1.1.json and dev-v1.1.json, or train.jsonl.gz")
@@ -116,7 +114,7 @@ def read_dataset(
     except Exception as error:  # `datasets` raises whatever its parsers and the network raise
         message = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"the data set {name!r} cannot be loaded: {message}") from error
-    chosen = {split: tables[split] for split in dict.fromkeys(SPLITS.values()) if split in tables}
+    chosen = {split: tables[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in tables}
     return {
         split: check_rows(((f"{name}, {split}", row) for row in table), report, need_answers)
         for split, table in chosen.items()

@@ -19,13 +19,12 @@ from transformers.utils import logging
 
 from .crf import tag_scheme
 from .sentence_tasks import load_files
-from .text_files import DataError, ReadingReport, read_lines
+from .text_files import SPLIT_NAMES, DataError, ReadingReport, read_lines
 
 logger = logging.get_logger(__name__)
 
 Metrics = dict[str, float]
 TABLES = {"json", "jsonl", "parquet"}
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 NO_LABEL = -100
 
 
