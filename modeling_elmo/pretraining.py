@@ -37,7 +37,7 @@ from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .lstm import ElmoState
 from .processes import any_process, on_main
-from .row_gradients import clip_gradients, share_row_gradients
+from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
 from .training_log import TrainingLog
@@ -263,7 +263,7 @@ class Pretrainer:
         norm = clip_gradients(model.parameters(), limit)
         if self.args.optim == "adamw":
             for parameter in model.lm_head.parameters():
-                parameter.grad = parameter.grad.to_dense()
+                parameter.grad = to_dense(parameter.grad)
         return norm
 
     def optimizer_step(self) -> Tensor:

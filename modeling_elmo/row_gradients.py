@@ -59,3 +59,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     norm = torch.nn.utils.get_total_norm(values)
     torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def to_dense(gradient: Tensor) -> Tensor:
+    """A coalesced sparse gradient as a whole table: torch's own `to_dense` adds its rows one by one."""
+    return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device).index_copy_(
+        0, gradient._indices()[0], gradient._values()
+    )

@@ -176,7 +176,8 @@ def test_full_loss_is_cross_entropy(monkeypatch):
     actual = full_softmax_loss(hidden, targets, weight, bias)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-6)
-    for limit in (1, 60, 300, 10**6):  # 1, 1, 5 and all words at once
+    for block, limit in ((1024, 1), (60, 300), (59, 10**6), (7, 35), (1, 1)):  # 1, 5, all, 5 and 1 words at once
+        monkeypatch.setattr(module, "VOCABULARY_BLOCK", block)
         monkeypatch.setattr(module, "MAX_LOGITS", limit)
         with torch.no_grad():
             torch.testing.assert_close(full_softmax_loss(hidden, targets, weight, bias), actual.detach())
@@ -185,13 +186,26 @@ def test_full_loss_is_cross_entropy(monkeypatch):
 
 def test_evaluation_never_holds_more_logits_than_the_limit(monkeypatch):
     hidden, weight, bias = make_softmax(words=23)
-    monkeypatch.setattr(module, "MAX_LOGITS", 300)
-    sizes: list[int] = []
+    monkeypatch.setattr(module, "VOCABULARY_BLOCK", 40)
+    monkeypatch.setattr(module, "MAX_LOGITS", 400)
+    sizes: list[tuple[int, int]] = []
     linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
+    monkeypatch.setattr(F, "linear", lambda *args: sizes.append((len(args[0]), len(args[1]))) or linear(*args))
     with torch.no_grad():
         full_softmax_loss(hidden, torch.randint(0, 60, (23,)), weight, bias)
-    assert sizes == [5, 5, 5, 5, 3]
+    assert sizes == [(10, 40), (10, 20), (10, 40), (10, 20), (3, 40), (3, 20)]
+
+
+def test_blocks_of_the_vocabulary_keep_extreme_logits():
+    """One word's logit is far above all others, in the first block of one text and the last of another."""
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    weight = torch.zeros(3000, 2)
+    weight[0, 0] = weight[2999, 1] = 200.0
+    targets = torch.tensor([0, 0, 5])
+    with torch.no_grad():
+        actual = full_softmax_loss(hidden, targets, weight, torch.zeros(3000))
+    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="none")
+    torch.testing.assert_close(actual, expected.float())
 
 
 # ---- targets and the model's loss
