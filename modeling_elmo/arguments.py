@@ -140,8 +140,13 @@ class PretrainingArguments:
     num_train_epochs: float = flag(10.0, "passes over the text, unless max_steps is given")
     max_steps: int = flag(-1, "optimizer steps; -1: as num_train_epochs says")
     # Optimizer
-    optim: str = flag("adagrad", "adagrad (the original's) or adamw", choices=["adagrad", "adamw"])
+    optim: str = flag(
+        "adagrad",
+        "adagrad (the original's), adamw, or muon: Muon for the LSTMs and highways, AdamW for all else",
+        choices=["adagrad", "adamw", "muon"],
+    )
     learning_rate: float = flag(0.2, "its highest value")
+    muon_learning_rate: float = flag(0.008, "highest value for what Muon moves, in steps of AdamW's size")
     initial_accumulator_value: float = flag(1.0, "Adagrad's sum of squares at the start")
     adam_beta1: float = flag(0.9, "AdamW's first beta")
     adam_beta2: float = flag(0.99, "AdamW's second beta")
@@ -150,6 +155,9 @@ class PretrainingArguments:
     lr_scheduler_type: str = flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
     warmup_steps: float = flag(0.0, "steps in which the learning rate rises from 0; below 1: a share of all steps")
     max_grad_norm: float = flag(10.0, "global norm at which gradients are clipped; 0: never")
+    unigram_bias: bool = flag(
+        False, "start a new softmax's bias from the logarithm of the words' frequencies, not from 0"
+    )
     scale_loss_by_unroll_steps: bool = flag(
         True, "multiply the loss by unroll_steps before the gradient, as the original"
     )
@@ -194,7 +202,7 @@ class PretrainingArguments:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "num_train_epochs", "initial_accumulator_value"):
+        for name in ("learning_rate", "muon_learning_rate", "num_train_epochs", "initial_accumulator_value"):
             if not getattr(self, name) > 0:
                 raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if not 0 <= self.state_reset_probability <= 1:
@@ -207,6 +215,8 @@ class PretrainingArguments:
             raise ArgumentsError("say what to train on: either --train_file or --dataset_name")
         if self.model_name_or_path is not None and self.config_overrides is not None:
             raise ArgumentsError("config_overrides cannot change the model that model_name_or_path names")
+        if self.optim == "muon" and self.mixed_precision == "fp16":
+            raise ArgumentsError("muon cannot skip steps whose gradients overflowed in fp16: take mixed_precision bf16")
         if self.new_vocabulary and (self.vocab_file or self.tokenizer_name):
             raise ArgumentsError("give either new_vocabulary or a vocabulary (vocab_file, tokenizer_name)")
 

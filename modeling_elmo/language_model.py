@@ -179,8 +179,9 @@ def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Ten
     """Loss of each word over the whole vocabulary: (words, projection_dim), (words,) -> (words,) float32."""
     if torch.is_grad_enabled():
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="none")
-    parts = zip(*(x.split(max(1, MAX_LOGITS // VOCABULARY_BLOCK)) for x in (hidden, targets)), strict=True)
-    return torch.cat([_full_softmax_loss_in_blocks(*part, weight, bias) for part in parts])
+    size = max(1, MAX_LOGITS // VOCABULARY_BLOCK)
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([_full_softmax_loss_in_blocks(part, ids, weight, bias) for part, ids in parts])
 
 
 def _full_softmax_loss_in_blocks(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

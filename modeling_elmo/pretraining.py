@@ -41,7 +41,7 @@ from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
 from .training_log import TrainingLog
-from .training_model import make_model, make_optimizer, make_schedule
+from .training_model import make_model, make_optimizer, make_schedule, start_from_frequencies
 from .training_text import read_text
 
 LOCK_FILE = ".lock"
@@ -177,6 +177,8 @@ class Pretrainer:
         args, accelerator = self.args, self.accelerator
         torch.manual_seed(args.seed)
         model, self.has_new_softmax = make_model(args, self.text.tokenizer.lm_vocab_size)
+        if args.unigram_bias and (self.has_new_softmax or args.model_name_or_path is None):
+            start_from_frequencies(model, self.text.frequencies())
         model.to(accelerator.device)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -189,6 +191,8 @@ class Pretrainer:
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         # A filter of width 1 has a dimension of one, whose stride means nothing but makes DDP warn.
         warnings.filterwarnings("ignore", message="Grad strides do not match")
+        if self.is_sharded and args.optim == "muon":
+            raise ArgumentsError("muon needs whole matrices, which sharding cuts: take optim adamw or adagrad")
         prepare = prepare_sharded if self.is_sharded else Accelerator.prepare
         self.model, self.optimizer = prepare(accelerator, model, make_optimizer(args, model))
         self.schedule = make_schedule(args, self.optimizer.optimizer, self.max_steps)
@@ -261,7 +265,7 @@ class Pretrainer:
         self.gradient_bytes = share_row_gradients(list(model.lm_head.parameters()))
         self.accelerator.unscale_gradients()
         norm = clip_gradients(model.parameters(), limit)
-        if self.args.optim == "adamw":
+        if self.args.optim != "adagrad":
             for parameter in model.lm_head.parameters():
                 parameter.grad = to_dense(parameter.grad)
         return norm

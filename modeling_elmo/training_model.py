@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -13,6 +14,7 @@ from .arguments import ArgumentsError, PretrainingArguments
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
 from .modeling_elmo import ElmoModel
+from .muon import MuonAdamW
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -67,8 +69,21 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
         raise ArgumentsError(f"cannot start from {path}: {error}") from error
 
 
+@torch.no_grad()
+def start_from_frequencies(model: ElmoForPreTraining, frequencies: np.ndarray):
+    """Let the softmax know how frequent each word is before it learns anything else.
+
+    Else many steps go into moving the biases of rare words, whose gradients are rare, down from 0.
+
+    Args:
+        frequencies: (lm_vocab_size,) how often each word is predicted.
+    """
+    shares = torch.from_numpy(frequencies).clamp(min=0.5) / frequencies.sum()  # a word that never comes: half a time
+    model.lm_head.bias.copy_(shares.log())
+
+
 def make_optimizer(args: PretrainingArguments, model: ElmoForPreTraining) -> Optimizer:
-    """The original's Adagrad (it has no epsilon), or AdamW.
+    """The original's Adagrad (it has no epsilon), AdamW, or Muon for the matrices of LSTMs and highways and AdamW.
 
     Adagrad leaves a row alone whose gradient is zero, so it takes the softmax's sparse gradients as they are. AdamW is
     to get them dense: a sparse Adam, which knows the rows that a step touches only, learns worse.
@@ -76,14 +91,24 @@ def make_optimizer(args: PretrainingArguments, model: ElmoForPreTraining) -> Opt
     if args.optim == "adagrad":
         start = args.initial_accumulator_value
         return torch.optim.Adagrad(model.parameters(), lr=args.learning_rate, initial_accumulator_value=start, eps=0.0)
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-        fused=True,
-    )
+    options: dict[str, Any] = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "weight_decay": args.weight_decay,
+        "fused": True,
+    }
+    if args.optim == "adamw":
+        return torch.optim.AdamW(model.parameters(), **options)
+    matrices = [weight for layer in model.elmo.lstm.layers for weight in layer.parameters() if weight.ndim == 3]
+    encoder = model.elmo.word_encoder
+    if encoder.has_characters:
+        layers = [layer for highway in encoder.highways for layer in (highway.transform, highway.carry)]
+        matrices += [layer.weight for layer in [*layers, encoder.projection] if layer is not None]
+    inside = {id(weight) for weight in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    muon = {"params": matrices, "muon": True, "lr": args.muon_learning_rate, "gate_dim": model.config.lstm_dim}
+    return MuonAdamW([{"params": others}, muon], **options)
 
 
 def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LRScheduler:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -56,6 +57,14 @@ class Text:
                 "control_characters": corpus.report.control_characters,
             }
         return facts
+
+    def frequencies(self) -> np.ndarray:
+        """How often a direction predicts each word of the LM vocabulary in one pass, mean of both, (lm_vocab_size,)."""
+        labels, size = self.train_table.labels[: self.train.num_types], self.tokenizer.lm_vocab_size
+        counts = np.bincount(labels, weights=self.train.counts(), minlength=size)
+        for boundary in (self.tokenizer.lm_bos_id, self.tokenizer.lm_eos_id):  # each predicted by one direction only
+            counts[boundary] += self.train.num_sentences / 2
+        return counts
 
     def vocabulary_hash(self) -> str:
         """Changes when any word of the LM vocabulary or its place does."""

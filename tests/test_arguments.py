@@ -60,7 +60,7 @@ def test_the_recipes_of_the_project_can_be_read(file):
         ("pre_tokenized: 3\n", "pre_tokenized .* true or false"),
         ("train_file: x.txt\n", "train_file .* must be a list"),
         ("optim: [a]\n", "optim .* must be a single value"),
-        ("optim: sgd\n", "optim .* must be one of adagrad, adamw"),
+        ("optim: sgd\n", "optim .* must be one of adagrad, adamw, muon"),
         ("- a\n- b\n", "must hold lines of the form"),
         ("a: [1\n", "not valid YAML"),
     ],

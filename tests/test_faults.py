@@ -82,7 +82,9 @@ def many_words(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("optim", "learning_rate", "most"), [("adagrad", 0.2, 4), ("adamw", 0.003, 2)])
+@pytest.mark.parametrize(
+    ("optim", "learning_rate", "most"), [("adagrad", 0.2, 4), ("adamw", 0.003, 2), ("muon", 0.003, 2)]
+)
 def test_loss_curves_are_those_of_one_process(many_words, tmp_path, optim, learning_rate, most):
     recipe = {"optim": optim, "learning_rate": learning_rate, "max_steps": 50, "logging_steps": 5, "eval_steps": 25}
     logs = {}

@@ -83,12 +83,12 @@ def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, r
     assert values["eval_backward_perplexity"] == pytest.approx(backward, rel=1e-5)
 
 
-@pytest.mark.parametrize("optim", ["adagrad", "adamw"])
+@pytest.mark.parametrize("optim", ["adagrad", "adamw", "muon"])
 def test_an_interrupted_run_ends_as_one_that_was_not(run, folder, tmp_path, optim):
     recipe = {"optim": optim, "learning_rate": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": 2, "save_steps": 3}
     recipe["state_reset_probability"] = 0.2
-    if optim == "adamw":
-        recipe["gradient_accumulation_steps"] = 2
+    if optim != "adagrad":
+        recipe |= {"gradient_accumulation_steps": 2, "unigram_bias": True}
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert run(*flags(folder, whole, **recipe)) == 0
     assert run(*flags(folder, halves, **recipe)) == 0

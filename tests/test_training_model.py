@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments
-from modeling_elmo.training_model import make_model, make_optimizer, make_schedule
+from modeling_elmo.training_model import make_model, make_optimizer, make_schedule, start_from_frequencies
 
 LINES = ["red green blue red green red"] * 60
 
@@ -81,6 +82,35 @@ def test_the_optimizer_has_what_the_arguments_say(tiny_config, optim, kind):
         assert group["betas"] == (0.9, 0.9) and group["weight_decay"] == 0.03
     else:
         assert group["eps"] == 0 and float(optimizer.state[group["params"][0]]["sum"].max()) == pytest.approx(0.7)
+
+
+def test_muon_moves_the_matrices_of_lstms_and_word_encoder(tiny_config):
+    model = ElmoForPreTraining(tiny_config)
+    values = {"learning_rate": 0.01, "muon_learning_rate": 0.03, "weight_decay": 0.1}
+    optimizer = make_optimizer(arguments(optim="muon", **values), model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    lstm = {f"elmo.lstm.layers.{i}.weight_{kind}" for i in range(2) for kind in ("ih", "hh", "hr")}
+    encoder = {name for name in rates if ("highways" in name or "projection" in name) and name.endswith("weight")}
+    assert len(encoder) == 2 * tiny_config.num_highway_layers + 1
+    assert {name for name, rate in rates.items() if rate == 0.03} == lstm | encoder
+    words_only = ElmoConfig.from_dict({**tiny_config.to_dict(), "cnn_filters": [], "word_vocab_size": 9})
+    _, muon = make_optimizer(arguments(optim="muon"), ElmoForPreTraining(words_only)).param_groups
+    assert len(muon["params"]) == 6
+    with pytest.raises(ArgumentsError, match="fp16"):
+        arguments(optim="muon", mixed_precision="fp16")
+
+
+def test_a_softmax_that_starts_from_frequencies_predicts_them(tiny_config):
+    model = ElmoForPreTraining(tiny_config)
+    frequencies = np.arange(tiny_config.lm_vocab_size, dtype=float)
+    start_from_frequencies(model, frequencies)
+    predicted = torch.softmax(model.lm_head(torch.zeros(tiny_config.projection_dim)), 0)
+    torch.testing.assert_close(
+        predicted[1:].double(), torch.from_numpy(frequencies[1:] / frequencies.sum()), rtol=0, atol=1e-3
+    )
+    assert 0 < predicted[0] < predicted[1]
 
 
 def test_a_schedule_warms_up_and_falls(tiny_config):

@@ -287,3 +287,12 @@ def test_long_lines_need_no_patience(read, tmp_path, kind, pre_tokenized):
     assert "".join(sentence) == LONG[kind].replace(" ", "")
     if kind == "words":
         assert sentence == LONG[kind].split()
+
+
+def test_frequencies_are_how_often_each_word_is_predicted(read, tmp_path):
+    """In one pass each direction predicts every word, forwards </S> and backwards <S> at the end of each sentence."""
+    path = tmp_path / "few.txt"
+    path.write_text("a b a\nb a c\n" * 50)
+    text = read(path, min_frequency=80, validation_file=[str(path)])
+    found = dict(zip(text.tokenizer.lm_vocab, text.frequencies().tolist(), strict=True))
+    assert found == {"<S>": 50, "</S>": 50, "<UNK>": 50, "a": 150, "b": 100}
