@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .lstm_ops import fused_lstm, packed_lstm
+from .lstm_ops import fused_lstm, is_traced, packed_lstm
 
 
 class ElmoState(NamedTuple):
@@ -89,9 +89,7 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
         """
         weight_ih, weight_hh, bias, weight_hr = self._weights(inputs)
-        # Compilers and function transforms look into operations of torch, not into a kernel or its backward pass.
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        lstm = packed_lstm if is_traced or torch._C._are_functorch_transforms_active() else fused_lstm
+        lstm = packed_lstm if is_traced() else fused_lstm
         return lstm(
             inputs.to(weight_ih.dtype), weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes,
             cell_clip=self.cell_clip, proj_clip=self.proj_clip, chunk_size=self.chunk_size,

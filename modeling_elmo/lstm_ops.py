@@ -115,31 +115,36 @@ def _chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = 
 
 
 def fused_lstm(
-    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
-    batch_sizes: list[int], *, cell_clip: float | None, proj_clip: float | None, chunk_size: int | None = None,
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
+    cell: Tensor, batch_sizes: list[int], *, cell_clip: float | None, proj_clip: float | None,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`packed_lstm` for speed: the same arguments and results.
+    """`packed_lstm` for speed: the same arguments and results, and inputs of any width.
+
+    Without `weight_hr` it is a plain LSTM: `hidden` is (2, rows, lstm_dim), and nothing is projected or clipped then.
 
     Differentiable once. Where a number lies exactly on its bound no gradient goes through, as if it had been clipped.
     """
     if not batch_sizes:
-        return inputs, hidden, cell
+        return inputs.new_zeros(2, 0, hidden.shape[2]), hidden, cell
     bounds = (math.inf if cell_clip is None else cell_clip, math.inf if proj_clip is None else proj_clip)
     tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
     with torch.autocast(inputs.device.type, enabled=False):
         return _infer(*tensors, batch_sizes, *bounds, chunk_size)
 
 
 def _infer(
-    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
-    batch_sizes: list[int], cell_bound: float, proj_bound: float, chunk_size: int | None,
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
+    cell: Tensor, batch_sizes: list[int], cell_bound: float, proj_bound: float, chunk_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward pass alone, in buffers that each step uses anew."""
     rows, dim = cell.shape[1:]
-    times_hh, times_hr = _products(weight_hh, batch_sizes), _products(weight_hr, batch_sizes)
-    outputs, final_cell = torch.empty_like(inputs), cell.clone(memory_format=torch.contiguous_format)
+    times_hh = _products(weight_hh, batch_sizes)
+    times_hr = None if weight_hr is None else _products(weight_hr, batch_sizes)
+    outputs = inputs.new_empty(2, inputs.shape[1], hidden.shape[2])
+    final_cell = cell.clone(memory_format=torch.contiguous_format)
     before, cell = hidden, final_cell
     first = 0
     for sizes in _chunks(batch_sizes, chunk_size, HOISTED_BYTES / (8 * dim * inputs.itemsize)):
@@ -153,9 +158,12 @@ def _infer(
                 before, cell = before[:, :rows], final_cell[:, :rows]
                 recurrent, mixed, projected = _step_buffers(gates, dim, output)
             times_hh(before, recurrent)
-            cell_forward(gates, recurrent, bias, cell, cell, mixed, cell_bound, keep=False)
-            times_hr(mixed, projected)
-            torch.clamp(projected, -proj_bound, proj_bound, out=output)
+            if times_hr is None:
+                cell_forward(gates, recurrent, bias, cell, cell, output, cell_bound, keep=False)
+            else:
+                cell_forward(gates, recurrent, bias, cell, cell, mixed, cell_bound, keep=False)
+                times_hr(mixed, projected)
+                torch.clamp(projected, -proj_bound, proj_bound, out=output)
             before = output
     return outputs, _last_outputs(outputs, hidden, batch_sizes), final_cell
 
@@ -186,6 +194,12 @@ def _products(weight: Tensor, batch_sizes: list[int]) -> Callable[[Tensor, Tenso
 HOISTED_BYTES = 16 * 2**20
 # Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
 PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
+
+
+def is_traced() -> bool:
+    """Whether a compiler or a function transform looks on: into operations of torch, not into a kernel's gradient."""
+    is_compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_compiled or torch._C._are_functorch_transforms_active()
 
 
 def has_onednn_products(dtype: torch.dtype) -> bool:
@@ -229,11 +243,12 @@ class _FusedLstm(torch.autograd.Function):
         ctx, inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes, cell_bound, proj_bound
     ):  # fmt: skip
         packed, dim = inputs.shape[1], cell.shape[2]
-        outputs = torch.empty_like(inputs)
+        outputs = inputs.new_empty(2, packed, hidden.shape[2])
         with torch.autocast(inputs.device.type, enabled=False):
             gates = torch.bmm(inputs, weight_ih.transpose(1, 2))  # (2, packed, 4 * lstm_dim)
             cells = cell.new_empty(2, packed, dim)
-            mixed = inputs.new_empty(2, packed, dim)  # sigmoid(o) * tanh(c), what is projected
+            # sigmoid(o) * tanh(c), what is projected
+            mixed = outputs if weight_hr is None else inputs.new_empty(2, packed, dim)
             tensors = (gates, cells, mixed, outputs)
             before, cell_before, recurrent = hidden, cell.contiguous(), None
             for one_gates, one_cell, one_mixed, output in zip(*(x.split(batch_sizes, 1) for x in tensors), strict=True):
@@ -243,8 +258,9 @@ class _FusedLstm(torch.autograd.Function):
                     recurrent, _, projected = _step_buffers(one_gates, dim, output)
                 torch.bmm(before, weight_hh.transpose(1, 2), out=recurrent)  # (2, rows, 4 * lstm_dim)
                 cell_forward(one_gates, recurrent, bias, cell_before, one_cell, one_mixed, cell_bound, keep=True)
-                torch.bmm(one_mixed, weight_hr.transpose(1, 2), out=projected)  # (2, rows, projection_dim)
-                torch.clamp(projected, -proj_bound, proj_bound, out=output)
+                if weight_hr is not None:
+                    torch.bmm(one_mixed, weight_hr.transpose(1, 2), out=projected)  # (2, rows, projection_dim)
+                    torch.clamp(projected, -proj_bound, proj_bound, out=output)
                 before, cell_before = output, one_cell
             final_hidden = _last_outputs(outputs, hidden, batch_sizes)
             final_cell = _last_outputs(cells, cell, batch_sizes)
@@ -265,14 +281,15 @@ class _FusedLstm(torch.autograd.Function):
             d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running])  # (2, packed, projection_dim)
             d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (2, rows, lstm_dim)
             d_gates = torch.empty_like(gates)  # (2, packed, 4 * lstm_dim)
-            is_inside = outputs.abs() < proj_bound
-            per_step = (gates, cells, d_gates, d_outputs, is_inside)
+            per_step = (gates, cells, d_gates, d_outputs, outputs)
             steps = list(zip(*(tensor.split(batch_sizes, 1) for tensor in per_step), strict=True))
             for step in reversed(range(len(steps))):
-                one_gates, one_cell, one_d_gates, d_output, inside = steps[step]
+                one_gates, one_cell, one_d_gates, d_output, output = steps[step]
                 rows = d_output.shape[1]
-                d_output.mul_(inside)
-                d_mixed = torch.bmm(d_output, weight_hr)  # (2, rows, lstm_dim)
+                if weight_hr is None:
+                    d_mixed = d_output
+                else:
+                    d_mixed = torch.bmm(d_output.mul_(output.abs() < proj_bound), weight_hr)  # (2, rows, lstm_dim)
                 cell_before = (steps[step - 1][1] if step > 0 else cell)[:, :rows]
                 cell_backward(one_gates, cell_before, one_cell, d_mixed, d_cell[:, :rows], one_d_gates, cell_bound)
                 d_hidden = torch.bmm(one_d_gates, weight_hh)  # (2, rows, projection_dim)
@@ -286,7 +303,7 @@ class _FusedLstm(torch.autograd.Function):
                 torch.bmm(d_gates.transpose(1, 2), inputs) if need[1] else None,
                 torch.bmm(d_gates.transpose(1, 2), hiddens_before) if need[2] else None,
                 d_gates.sum(1) if need[3] else None,
-                torch.bmm(d_outputs.transpose(1, 2), mixed) if need[4] else None,
+                torch.bmm(d_outputs.transpose(1, 2), mixed) if need[4] and weight_hr is not None else None,
                 d_hidden if need[5] else None,
                 d_cell if need[6] else None,
                 None, None, None,

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix
+from .lstm import pack
+from .lstm_ops import fused_lstm, is_traced
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, unpack
 
 
 class ElmoFeatures(nn.Module):
@@ -165,6 +167,7 @@ class BiRecurrent(nn.Module):
 
     Each direction reads a text's words and then its padding, which cannot change them. Packed sequences of torch would
     leave the padding out, but their backward pass on the CPU takes time that grows with the square of the length.
+    There LSTMs run as the biLM does, packed in its own way.
     """
 
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], input_dim: int, dim: int, dropout: float):
@@ -178,12 +181,33 @@ class BiRecurrent(nn.Module):
         if mask.numel() == 0:
             return inputs.new_zeros(*mask.shape, 2 * self.forward_rnn.hidden_size)
         inputs = self.dropout(inputs)
+        if inputs.device.type == "cpu" and type(self.forward_rnn) is nn.LSTM and not is_traced():
+            return self._read_packed(inputs, mask)
         steps = torch.arange(mask.shape[1], device=mask.device)
         places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
         turned = inputs.gather(1, places[..., None].expand_as(inputs))
         ahead, back = self.forward_rnn(inputs)[0], self.backward_rnn(turned)[0]  # (batch, words, dim) each
         back = back.gather(1, places[..., None].expand_as(back))
         return torch.cat([ahead, back], dim=2) * mask[..., None]
+
+    def _read_packed(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """`forward` of LSTMs on the CPU by the biLM's own recurrence: both directions at once, and no padding."""
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
+        sides = self.forward_rnn, self.backward_rnn
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            torch.stack([getattr(side, name) for side in sides]).to(dtype)
+            for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        )
+        packing = pack(torch.arange(len(mask)) * mask.shape[1], mask.sum(1))
+        words = inputs.to(dtype).flatten(0, 1)
+        words = torch.stack([words[packing.forward_index], words[packing.backward_index]])  # (2, packed, input_dim)
+        hidden = words.new_zeros(2, len(mask), self.forward_rnn.hidden_size)
+        cell = hidden.to(torch.promote_types(dtype, torch.float32))
+        outputs, _, _ = fused_lstm(
+            words, weight_ih, weight_hh, bias_ih + bias_hh, None, hidden, cell, packing.batch_sizes,
+            cell_clip=None, proj_clip=None,
+        )  # fmt: skip
+        return unpack(outputs, packing, mask.numel()).unflatten(0, mask.shape)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -43,13 +43,34 @@ def read_alone(layer: BiRecurrent, text: Tensor) -> Tensor:
     return torch.cat([ahead[0], back[0].flip(0)], 1)
 
 
-def test_recurrent_layer_reads_each_text_to_its_own_end():
-    layer = BiRecurrent(nn.GRU, 4, 3, dropout=0.0)
-    inputs, mask = torch.randn(3, 6, 4), torch.arange(6) < torch.tensor([[6], [2], [4]])
-    outputs = layer(inputs, mask)
-    for row, length in enumerate([6, 2, 4]):
-        assert_close(outputs[row, :length], read_alone(layer, inputs[row, :length]))
-        assert not outputs[row, length:].any()
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recurrent_layer_reads_each_text_to_its_own_end(kind, dtype):
+    """Outputs and gradients are those of torch's own layer on each text alone."""
+    layer = BiRecurrent(kind, 4, 3, dropout=0.0).to(dtype)
+    inputs = torch.randn(4, 6, 4, dtype=dtype, requires_grad=True)
+    lengths = [4, 6, 0, 2]
+    outputs = layer(inputs, torch.arange(6) < torch.tensor(lengths)[:, None])
+    weights = torch.randn_like(outputs)
+    alone = [read_alone(layer, inputs[row, :length]) for row, length in enumerate(lengths) if length]
+    for text, row in zip(alone, (0, 1, 3), strict=True):
+        assert_close(outputs[row, : len(text)], text)
+        assert not outputs[row, len(text) :].any()
+    assert not outputs[2].any()
+    tensors = [inputs, *layer.parameters()]
+    expected = torch.autograd.grad(
+        sum((text * weights[row, : len(text)]).sum() for text, row in zip(alone, (0, 1, 3), strict=True)), tensors
+    )
+    for actual, wanted in zip(torch.autograd.grad((outputs * weights).sum(), tensors), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert_close(layer(inputs, torch.arange(6) < torch.tensor(lengths)[:, None]), outputs)
+
+
+def test_recurrent_layer_without_words():
+    layer = BiRecurrent(nn.LSTM, 4, 3, dropout=0.0)
+    inputs, mask = torch.randn(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
+    assert not layer(inputs, mask).any() and layer(inputs, mask).shape == (3, 6, 6)
     assert layer(inputs[:0], mask[:0]).shape == (0, 6, 6) and layer(inputs[:, :0], mask[:, :0]).shape == (3, 0, 6)
 
 
