@@ -4,10 +4,10 @@ A tiny one on a laptop:
 
     python train.py --config_name tiny --train_file corpus.txt --output_dir runs/tiny --per_device_train_batch_size 32
 
-The original recipe (Adagrad) and a modern one (AdamW, warm-up, cosine):
+The original recipe (Adagrad) and a modern one (Muon and AdamW, warm-up, cosine):
 
     python train.py configs/recipes/original.yaml --train_file 'news/*.gz' --output_dir runs/news
-    python train.py configs/recipes/adamw.yaml --train_file 'news/*.gz' --output_dir runs/news
+    python train.py configs/recipes/two_hours.yaml --train_file 'news/*.gz' --output_dir runs/news
 
 On several GPUs, on two CPU processes, and after an interruption:
 
