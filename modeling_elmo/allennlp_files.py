@@ -261,7 +261,7 @@ def _other_format(names: Iterable[str]) -> str | None:
     """What a folder or an archive with files of these names is, if it is known and not of this format."""
     names = [PurePosixPath(name).name for name in names]
     if {"encoder.pkl", "token_embedder.pkl", "char.dic"} & set(names):
-        return "is an ELMoForManyLangs model (encoder.pkl, token_embedder.pkl, char.dic), which cannot be converted"
+        return "is an ELMoForManyLangs model that is not whole: it needs encoder.pkl, token_embedder.pkl and char.dic"
     if {"config.json", "tokenizer_config.json"} & set(names):
         return "is a transformers folder, which needs no conversion; with --to-allennlp it is converted back"
     if "checkpoint" in names or any(re.match(r"model\.ckpt.*\.(index|meta|data)", name) for name in names):
@@ -297,13 +297,7 @@ def _unpack(src: Path, scratch: Path) -> Path:
     """Unpack the model in a zip archive, such as those of the NLPL repository, and return its folder."""
     try:
         with zipfile.ZipFile(src) as archive:
-            members = archive.infolist()
-            for member in members:
-                if not _is_inside(member):
-                    raise ConversionError(
-                        f"{src} has a member {member.filename!r} that is a link or points outside the folder: the "
-                        "archive is damaged or hostile, and nothing was unpacked"
-                    )
+            members = checked_members(archive, src)
             weights = [member for member in members if archive.open(member).read(8) == HDF5_SIGNATURE]
             folders = {PurePosixPath(member.filename).parent for member in weights}
             if len(folders) != 1:
@@ -322,6 +316,17 @@ def _unpack(src: Path, scratch: Path) -> Path:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise ConversionError(f"{src} is damaged or encrypted ({error}): get it again") from error
     return scratch / folder
+
+
+def checked_members(archive: zipfile.ZipFile, src: Path) -> list[zipfile.ZipInfo]:
+    """What is in an archive; raises a `ConversionError` if anything would be unpacked outside of its folder."""
+    for member in archive.infolist():
+        if not _is_inside(member):
+            raise ConversionError(
+                f"{src} has a member {member.filename!r} that is a link or points outside the folder: the "
+                "archive is damaged or hostile, and nothing was unpacked"
+            )
+    return archive.infolist()
 
 
 def _is_inside(member: zipfile.ZipInfo) -> bool:

@@ -17,17 +17,22 @@ BEGIN_OF_SENTENCE, END_OF_SENTENCE, BEGIN_OF_WORD, END_OF_WORD, PADDING = range(
 NUM_CHARACTERS = PADDING + 1
 
 
+def check_words(words: Sequence[str]):
+    """Raise a `TypeError` if `words` is a string, or one of its items is no string."""
+    if isinstance(words, str):
+        raise TypeError(f"expected a list of words, got the string {words[:40]!r}: put it into a list")
+    for position, word in enumerate(words):
+        if not isinstance(word, str):
+            raise TypeError(f"every word must be a string, but word {position} is {word!r} ({type(word).__name__})")
+
+
 def utf8_words(words: Sequence[str]) -> list[bytes]:
     """The UTF-8 bytes of each word; a lone surrogate, which UTF-8 cannot hold, becomes a question mark.
 
     Raises:
         TypeError: `words` is a string, or one of its items is no string.
     """
-    if isinstance(words, str):
-        raise TypeError(f"expected a list of words, got the string {words[:40]!r}: put it into a list")
-    for position, word in enumerate(words):
-        if not isinstance(word, str):
-            raise TypeError(f"every word must be a string, but word {position} is {word!r} ({type(word).__name__})")
+    check_words(words)
     return [word.encode("utf-8", "replace") for word in words]
 
 
@@ -67,15 +72,10 @@ def boundary_row(character: int, max_word_length: int = 50) -> np.ndarray:
     return row
 
 
-def special_rows(rows: np.ndarray) -> np.ndarray:
-    """Which of the rows (words, max_word_length) are sentence boundaries or padding, boolean array (words,)."""
-    return (rows[:, 0] == 0) | (rows[:, 1] == BEGIN_OF_SENTENCE) | (rows[:, 1] == END_OF_SENTENCE)
-
-
 def decode_rows(rows: np.ndarray) -> list[str]:
     """
     The words that the rows (words, max_word_length) spell; bytes that are no UTF-8 become U+FFFD. The text of special
-    rows is meaningless, see `special_rows`.
+    rows is meaningless.
 
     Raises:
         ValueError: an id that no character has.

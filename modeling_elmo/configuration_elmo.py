@@ -66,8 +66,13 @@ class ElmoConfig(PreTrainedConfig):
         num_highway_layers (`int`, defaults to 2): Highway layers between the convolutions and the projection.
         use_cnn_projection (`bool`, defaults to `True`): Project the filters to `projection_dim`. The original leaves
             this layer out when there are exactly `projection_dim` filters.
+        char_padding_id (`int`, defaults to 261): What fills a word's row behind its last character. Another one than
+            that of bytes means that words are spelt by a dictionary of characters.
         word_vocab_size (`int`, *optional*): Rows of the word table that stands in for the characters when
-            `cnn_filters` is empty: 0 is the mask, word k of the vocabulary has id k + 1.
+            `cnn_filters` is empty, or beside them with `word_embedding_dim`: 0 is the mask, word k of the vocabulary
+            has id k + 1.
+        word_embedding_dim (`int`, *optional*): Width of a vector for each frequent word beside the filters, before the
+            projection, as in ELMoForManyLangs (Che et al. 2018, K18-2005). Rows then have the word's id as their last.
 
     Bidirectional language model (Peters et al. 2018, section 3; projected LSTM of Sak et al. 2014, arXiv 1402.1128):
 
@@ -133,7 +138,9 @@ class ElmoConfig(PreTrainedConfig):
     cnn_activation: str = "relu"
     num_highway_layers: int = 2
     use_cnn_projection: bool = True
+    char_padding_id: int = 261
     word_vocab_size: int | None = None
+    word_embedding_dim: int | None = None
 
     num_hidden_layers: int = 2
     lstm_dim: int = 4096
@@ -192,11 +199,24 @@ class ElmoConfig(PreTrainedConfig):
         """Width of a word between the convolutions and the projection."""
         return sum(number for _, number in self.cnn_filters or ())
 
+    @property
+    def row_length(self) -> int:
+        """Ids that make a word: its characters and, with `word_embedding_dim`, its own id."""
+        return self.max_word_length + (self.word_embedding_dim is not None)
+
     def validate_elmo(self):
         """Raise a `ValueError` that names the field and what it may be. Runs after every construction."""
         positive = ["vocab_size", "char_embedding_dim", "num_hidden_layers", "lstm_dim", "projection_dim"]
         positive += ["num_negative_samples"]
-        optional = ["word_vocab_size", "lm_vocab_size", "chunk_size", "cell_clip", "proj_clip", "head_dim"]
+        optional = [
+            "word_vocab_size",
+            "word_embedding_dim",
+            "lm_vocab_size",
+            "chunk_size",
+            "cell_clip",
+            "proj_clip",
+            "head_dim",
+        ]
         for name in positive + [name for name in optional if getattr(self, name) is not None]:
             if not getattr(self, name) > 0:  # so that NaN is refused too
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
@@ -215,8 +235,7 @@ class ElmoConfig(PreTrainedConfig):
             raise ValueError(f"cnn_activation must be 'relu' or 'tanh', not {self.cnn_activation!r}")
         if not self.cnn_filters and self.word_vocab_size is None:
             raise ValueError("without cnn_filters the model needs word_vocab_size, the rows of its word table")
-        if self.cnn_filters and self.word_vocab_size is not None:
-            raise ValueError("word_vocab_size is for models without characters: leave it out or set cnn_filters to []")
+        self._validate_word_table()
         if self.cnn_filters and not self.use_cnn_projection and self.num_filters != self.projection_dim:
             raise ValueError(
                 f"use_cnn_projection=False needs as many filters as projection_dim={self.projection_dim}, "
@@ -228,6 +247,18 @@ class ElmoConfig(PreTrainedConfig):
                 raise ValueError(f"cnn_filters must hold pairs of positive integers (width, number), not {pair}")
             if pair[0] > self.max_word_length:
                 raise ValueError(f"cnn_filters: width {pair[0]} is greater than max_word_length={self.max_word_length}")
+
+    def _validate_word_table(self):
+        if self.word_embedding_dim is None:
+            if self.cnn_filters and self.word_vocab_size is not None:
+                raise ValueError(
+                    "word_vocab_size is for models without characters, or with word_embedding_dim beside them: leave "
+                    "it out, set cnn_filters to [], or set word_embedding_dim"
+                )
+        elif not self.cnn_filters or self.word_vocab_size is None or not self.use_cnn_projection:
+            raise ValueError(
+                "word_embedding_dim needs cnn_filters, which it stands beside, word_vocab_size and use_cnn_projection"
+            )
 
     def _validate_head(self):
         if self.head not in ("recurrent", "linear"):

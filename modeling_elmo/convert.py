@@ -1,6 +1,7 @@
 """Published ELMo weights to transformers folders and back: `python -m modeling_elmo.convert SRC DST`.
 
-`allennlp_format` tells the layout of the published weights, `allennlp_files` reads and writes them.
+`allennlp_format` tells the layout of AllenNLP's weights, `allennlp_files` reads and writes them; `many_langs` reads
+ELMoForManyLangs.
 """
 
 import argparse
@@ -15,10 +16,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from .allennlp_files import LegacyElmo, LegacyFiles, open_source, read_allennlp, read_json, write_allennlp
 from .allennlp_format import ConversionError, ConversionWarning, listing
+from .char_rows import PADDING
+from .configuration_elmo import ElmoConfig
+from .many_langs import ManyLangsElmo, is_many_langs, read_many_langs
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
@@ -55,14 +60,42 @@ def convert_from_allennlp(
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
             legacy = read_allennlp(files)
-        model = ElmoModel(legacy.config)
-        unused = model.load_state_dict(legacy.state_dict, strict=False)
-        if unused.unexpected_keys or any(not name.startswith("scalar_mix.") for name in unused.missing_keys):
-            raise RuntimeError(f"the converter and ElmoModel do not name the same parameters: {unused}")
-        tokenizer = new_tokenizer(legacy)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _save(legacy.config, legacy.state_dict, new_tokenizer(legacy), folder)
     return legacy
+
+
+def convert_from_many_langs(src: str | Path, dst: str | Path, *, overwrite: bool = False) -> ManyLangsElmo:
+    """Convert a folder or a zip archive of ELMoForManyLangs to a folder for `from_pretrained`.
+
+    Args:
+        src: with `token_embedder.pkl`, `encoder.pkl`, `char.dic` and, if words have vectors of their own, `word.dic`.
+        dst, overwrite: as in `convert_from_allennlp`.
+
+    Returns:
+        What was read.
+
+    Raises:
+        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+    """
+    with _new_folder(Path(dst), [Path(src)], overwrite) as folder:
+        elmo = read_many_langs(Path(src))
+        tokenizer = ElmoTokenizer(
+            max_word_length=elmo.config.max_word_length, char_vocab=elmo.char_vocab, word_vocab=elmo.word_vocab
+        )
+        _save(elmo.config, elmo.state_dict, tokenizer, folder)
+    return elmo
+
+
+def _save(config: ElmoConfig, state_dict: dict[str, Tensor], tokenizer: ElmoTokenizer, folder: Path):
+    model = ElmoModel(config)
+    try:
+        unused = model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:  # shapes
+        raise ConversionError(f"the weights contradict each other: {str(error).splitlines()[-1].strip()}") from error
+    if unused.unexpected_keys or any(not name.startswith("scalar_mix.") for name in unused.missing_keys):
+        raise RuntimeError(f"the converter and ElmoModel do not name the same parameters: {unused}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def new_tokenizer(legacy: LegacyElmo) -> ElmoTokenizer:
@@ -119,6 +152,8 @@ def read_transformers(src: Path) -> LegacyElmo:
             f"{src} cannot be loaded ({error}): it is no complete result of save_pretrained"
         ) from error
     model, info = loaded
+    if model.config.char_padding_id != PADDING:
+        raise ConversionError(f"{src} spells words by dictionaries, for which the legacy format has no place")
     if missing := [name for name in info["missing_keys"] if "scalar_mix" not in name]:
         raise ConversionError(f"{src} lacks weights of the language model: {listing(missing)}")
     state_dict = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("scalar_mix.")}
@@ -158,7 +193,8 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.convert",
-        description="Convert published ELMo weights (AllenNLP, bilm-tf, NLPL) to a transformers folder, or back.",
+        description="Convert published ELMo weights (AllenNLP, bilm-tf, NLPL, ELMoForManyLangs) to a transformers "
+        "folder, or back to AllenNLP's format.",
         usage="%(prog)s [--overwrite] (SRC DST | --options FILE --weights FILE DST | --to-allennlp SRC DST)",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder or a zip archive, and the folder to write")
@@ -186,27 +222,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", ConversionWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
+            converted: LegacyElmo | ManyLangsElmo
             if arguments.to_allennlp:
-                legacy = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
+                converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
+            elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
+                converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite)
             else:
-                files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
-                legacy = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files)
+                converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files)
     except (ConversionError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(summary(legacy, src, dst, arguments.to_allennlp))
+    print(summary(converted, src, dst, arguments.to_allennlp))
     return 0
 
 
-def summary(legacy: LegacyElmo, src: str | None, dst: str, to_allennlp: bool) -> str:
+def summary(converted: LegacyElmo | ManyLangsElmo, src: str | None, dst: str, to_allennlp: bool) -> str:
     """What was read, how large it is, where it went and how to load it."""
-    config, parameters = legacy.config, sum(tensor.numel() for tensor in legacy.state_dict.values())
-    names = ", ".join(path.name for path in legacy.files if path)
+    config, parameters = converted.config, sum(tensor.numel() for tensor in converted.state_dict.values())
     words = f"{config.num_filters} character filters, {config.num_highway_layers} highway layers"
-    if config.word_vocab_size:
-        words = f"a table of {config.word_vocab_size - 1} words"
+    if isinstance(converted, ManyLangsElmo):
+        kind = "ELMoForManyLangs"
+        words = f"{len(converted.char_vocab):,} characters, {words}"
+        if converted.word_vocab is not None:
+            words = f"{words}, vectors of {len(converted.word_vocab):,} words"
+    else:
+        kind = f"bilm-tf / AllenNLP: {', '.join(path.name for path in converted.files if path)}"
+        if config.word_vocab_size:
+            words = f"a table of {config.word_vocab_size - 1} words"
     lines = [
-        f"read   {src or 'the files given'} ({'transformers' if to_allennlp else f'bilm-tf / AllenNLP: {names}'})",
+        f"read   {src or 'the files given'} ({'transformers' if to_allennlp else kind})",
         f"model  {words}, {config.num_hidden_layers} x {config.lstm_dim} LSTM cells per direction, projected to "
         f"{config.projection_dim}: {parameters:,} parameters",
         f"wrote  {dst}",

@@ -141,7 +141,7 @@ class LayerCache:
         """The layers of a batch that the tokenizer made.
 
         Args:
-            batch: `input_ids` (batch, words, max_word_length), `attention_mask`, and `token_type_ids` for pairs.
+            batch: `input_ids` (batch, words, row_length), `attention_mask`, and `token_type_ids` for pairs.
 
         Returns:
             (batch, words, layers, hidden_size) in the cache's dtype, zeros at padding.
@@ -161,8 +161,8 @@ class LayerCache:
 
 
 def _texts(batch: Mapping[str, Any]) -> Iterator[list[np.ndarray]]:
-    """For each row of a batch its one or two texts, each as uint16 ids (words, max_word_length)."""
-    ids = np.asarray(batch["input_ids"]).astype(np.uint16)
+    """For each row of a batch its one or two texts, each as int32 ids (words, row_length)."""
+    ids = np.asarray(batch["input_ids"]).astype(np.int32)
     lengths = np.asarray(batch["attention_mask"]).sum(1)
     types = batch.get("token_type_ids")
     seconds = np.zeros_like(lengths) if types is None else np.asarray(types * batch["attention_mask"]).sum(1)
@@ -176,7 +176,7 @@ def _key(text: np.ndarray) -> bytes:
 
 
 def _padded(texts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Texts by falling length -> ids (batch, words, max_word_length) and mask (batch, words)."""
+    """Texts by falling length -> ids (batch, words, row_length) and mask (batch, words)."""
     ids = np.zeros((len(texts), *texts[0].shape), np.int64)
     mask = np.zeros(ids.shape[:2], np.int64)
     for row, text in enumerate(texts):

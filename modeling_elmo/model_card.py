@@ -6,6 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .char_rows import PADDING
+
 TAGS = ["elmo", "character-level", "word-embeddings", "lstm"]
 # Told elsewhere in the card, or of no use to its readers.
 NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset_name", "language", "license"}
@@ -172,14 +174,16 @@ def architecture_rows(config, parameters: Mapping[str, int]) -> list[tuple[str, 
     """Name and description of each part of the model."""
     filters = ", ".join(f"{number} of width {width}" for width, number in config.cnn_filters)
     if filters:
-        characters = (
-            f"UTF-8 bytes, at most {config.max_word_length - 2} a word, as vectors of {config.char_embedding_dim}"
-        )
+        kind = "UTF-8 bytes" if config.char_padding_id == PADDING else f"{config.vocab_size - 1:,} known characters"
+        characters = f"{kind}, at most {config.max_word_length - 2} a word, as vectors of {config.char_embedding_dim}"
         word = [
             ("characters", characters),
             ("convolutions", f"{config.num_filters:,} filters: {filters}; {config.cnn_activation}"),
             ("highway layers", str(config.num_highway_layers)),
         ]
+        if config.word_embedding_dim is not None:
+            table = f"vectors of {config.word_embedding_dim} for {config.word_vocab_size - 1:,} words"
+            word.append(("beside the filters", table))
     else:
         word = [("words", f"a table of {config.word_vocab_size:,} rows")]
     clips = [("cells", config.cell_clip), ("outputs", config.proj_clip)]

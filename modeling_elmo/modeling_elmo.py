@@ -103,6 +103,8 @@ class ElmoPreTrainedModel(PreTrainedModel):
             self._init_embedding(module.word_embedding)
             return
         self._init_embedding(module.char_embedding)
+        if module.has_word_column:
+            self._init_embedding(module.word_embedding)
         for convolution in module.convolutions:
             if module.activation is F.relu:
                 init.uniform_(convolution.weight, -0.05, 0.05)
@@ -161,8 +163,8 @@ class ElmoModel(ElmoPreTrainedModel):
         """Encode texts.
 
         Args:
-            input_ids: (batch, words, max_word_length) integer character ids, 0 for padding; (batch, words) word ids
-                for a model without characters.
+            input_ids: (batch, words, row_length) integer character ids, 0 for padding, and the word's id behind them
+                with `config.word_embedding_dim`; (batch, words) word ids for a model without characters.
             attention_mask: (batch, words), 1 for words and 0 for padding behind them. By default all rows of
                 `input_ids` that are not all zero are words.
             token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
@@ -223,7 +225,7 @@ class ElmoModel(ElmoPreTrainedModel):
 
     def check_ids(self, input_ids: Tensor):
         """Raise a `ValueError` unless `input_ids` are integers of the right shape and range."""
-        word_length, rows = self.config.max_word_length, self.get_input_embeddings().num_embeddings
+        word_length, rows = self.config.row_length, self.get_input_embeddings().num_embeddings
         if self.word_encoder.has_characters:
             shape = f"(batch, words, {word_length})"
             fits = input_ids.dim() == 3 and input_ids.shape[2] == word_length
@@ -236,12 +238,20 @@ class ElmoModel(ElmoPreTrainedModel):
             )
         if input_ids.numel() and not torch.compiler.is_compiling():
             # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
-            low, high = (int(bound) for bound in input_ids.long().aminmax())
-            if low < 0 or high >= rows:
-                raise ValueError(
-                    f"input_ids must be between 0 and {rows - 1}, but they go from {low} to {high}: "
-                    "make them with this model's ElmoTokenizer"
-                )
+            ids = input_ids.long()
+            if self.word_encoder.has_word_column:
+                self._check_range("the words' own ids", ids[..., -1], self.word_encoder.word_embedding.num_embeddings)
+                ids = ids[..., :-1]
+            self._check_range("input_ids", ids, rows)
+
+    @staticmethod
+    def _check_range(name: str, ids: Tensor, rows: int):
+        low, high = (int(bound) for bound in ids.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(
+                f"{name} must be between 0 and {rows - 1}, but they go from {low} to {high}: "
+                "make them with this model's ElmoTokenizer"
+            )
 
     def prepare(
         self,
@@ -275,6 +285,8 @@ class ElmoModel(ElmoPreTrainedModel):
             default_mask = inputs.flatten(2).any(2) if inputs.dim() == 3 else inputs > 0
         else:
             inputs = inputs_embeds
+            if self.word_encoder.has_word_column:
+                raise ValueError("this model looks words up beside their characters: give input_ids, not inputs_embeds")
             width: tuple[int, ...] = (self.config.projection_dim,)
             if self.word_encoder.has_characters:
                 width = (self.config.max_word_length, self.config.char_embedding_dim)

@@ -1,6 +1,7 @@
 """From text to ELMo's input: words, their rows of characters, and their ids in the language model's vocabulary."""
 
 import copy
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,21 +17,9 @@ from transformers import BatchEncoding, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, logging, to_numpy
 
-from .char_rows import (
-    BEGIN_OF_SENTENCE,
-    END_OF_SENTENCE,
-    as_tensor,
-    axes_and_leaf,
-    boundary_row,
-    decode_rows,
-    encode_words,
-    is_per_word,
-    look_up,
-    padded,
-    special_rows,
-    utf8_words,
-)
+from .char_rows import as_tensor, axes_and_leaf, is_per_word, look_up, padded
 from .penn_treebank import PRE_TOKENIZERS
+from .spelling import ByteSpelling, DictionarySpelling, Spelling, special_rows
 
 logger = logging.get_logger(__name__)
 
@@ -112,6 +101,10 @@ class ElmoTokenizer(TokenizersBackend):
         max_word_length: Ids per word: at most `max_word_length - 2` bytes and the two word boundaries.
         word_inputs: For models without a character CNN: `input_ids` are (batch, words), the id in the language model's
             vocabulary + 1, with 0 for padding.
+        char_vocab_file, word_vocab_file: JSON objects of characters and words with their numbers from 0, for models
+            that spell words by dictionaries (ELMoForManyLangs): `spelling.DictionarySpelling` says how. With words,
+            `input_ids` have one more id behind the characters.
+        char_vocab, word_vocab: The same as mappings, instead of the files.
         kwargs: As for every tokenizer of transformers, such as `model_max_length` (default: no limit), `padding_side`.
 
     Raises:
@@ -129,7 +122,12 @@ class ElmoTokenizer(TokenizersBackend):
     ```
     """
 
-    vocab_files_names: dict[str, str] = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
+    vocab_files_names: dict[str, str] = {  # noqa: RUF012
+        "vocab_file": "vocab.txt",
+        "tokenizer_file": "tokenizer.json",
+        "char_vocab_file": "char_vocab.json",
+        "word_vocab_file": "word_vocab.json",
+    }
     model_input_names: list[str] = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(
@@ -140,6 +138,10 @@ class ElmoTokenizer(TokenizersBackend):
         pre_tokenizer: str | PreTokenizer | None = None,
         max_word_length: int = 50,
         word_inputs: bool = False,
+        char_vocab_file: str | os.PathLike | None = None,
+        word_vocab_file: str | os.PathLike | None = None,
+        char_vocab: Mapping[str, int] | None = None,
+        word_vocab: Mapping[str, int] | None = None,
         **kwargs,
     ):
         if max_word_length < 3:
@@ -166,6 +168,13 @@ class ElmoTokenizer(TokenizersBackend):
 
         self.max_word_length = max_word_length
         self.word_inputs = word_inputs
+        self.char_vocab = _read_dictionary(char_vocab_file) if char_vocab is None else char_vocab
+        self.word_vocab = _read_dictionary(word_vocab_file) if word_vocab is None else word_vocab
+        if self.word_vocab is not None and self.char_vocab is None:
+            raise ValueError("word_vocab stands beside a char_vocab; words alone are vocab with word_inputs=True")
+        self.spelling: Spelling = ByteSpelling(max_word_length)
+        if self.char_vocab is not None:
+            self.spelling = DictionarySpelling(self.char_vocab, self.word_vocab, max_word_length)
         self.lm_vocab: list[str] = []
         if vocab is not None:
             self._set_lm_vocab(vocab, "vocab")
@@ -181,21 +190,23 @@ class ElmoTokenizer(TokenizersBackend):
 
     @property
     def bos_row(self) -> np.ndarray:
-        """The begin of a sentence, uint16 array (max_word_length,)."""
-        return boundary_row(BEGIN_OF_SENTENCE, self.max_word_length)
+        """The begin of a sentence, integer array (row_length,)."""
+        return self.spelling.boundary(0)
 
     @property
     def eos_row(self) -> np.ndarray:
-        """The end of a sentence, uint16 array (max_word_length,)."""
-        return boundary_row(END_OF_SENTENCE, self.max_word_length)
+        """The end of a sentence, integer array (row_length,)."""
+        return self.spelling.boundary(1)
 
     def encode_words(self, words: Sequence[str]) -> np.ndarray:
-        """Each word as its characters, uint16 array (words, max_word_length); see `char_rows.encode_words`."""
-        return encode_words(words, self.max_word_length)
+        """Each word as its characters, integer array (words, row_length): `max_word_length` ids, one more with a
+        `word_vocab`."""
+        return self.spelling.rows(words)
 
     def is_truncated(self, words: Sequence[str]) -> np.ndarray:
-        """Which words have more than `max_word_length - 2` bytes and lose the rest, boolean array (words,)."""
-        return np.array([len(word) > self.max_word_length - 2 for word in utf8_words(words)], dtype=bool)
+        """Which words have more than `max_word_length - 2` bytes, or characters with a `char_vocab`, and lose the rest,
+        boolean array (words,)."""
+        return self.spelling.is_truncated(words)
 
     def split_words(self, text: str) -> list[str]:
         """
@@ -251,14 +262,21 @@ class ElmoTokenizer(TokenizersBackend):
         self._lm_ids = ids | {BOS: self.lm_unk_id, EOS: self.lm_unk_id}
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
-        """Writes `vocab.txt`; nothing without a vocabulary. Returns the paths written."""
-        if not self.lm_vocab:
-            return ()
-        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
-        path = os.path.join(save_directory, name)
-        with open(path, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(f"{word}\n" for word in self.lm_vocab)
-        return (path,)
+        """Writes `vocab.txt`, `char_vocab.json` and `word_vocab.json`, as far as there are such vocabularies. Returns
+        the paths written."""
+        contents = {
+            "vocab_file": "".join(f"{word}\n" for word in self.lm_vocab) or None,
+            "char_vocab_file": None if self.char_vocab is None else json.dumps(dict(self.char_vocab)),
+            "word_vocab_file": None if self.word_vocab is None else json.dumps(dict(self.word_vocab)),
+        }
+        paths = []
+        for name, content in contents.items():
+            if content is not None:
+                prefix = f"{filename_prefix}-" if filename_prefix else ""
+                paths.append(os.path.join(save_directory, prefix + self.vocab_files_names[name]))
+                with open(paths[-1], "w", encoding="utf-8", errors="replace", newline="\n") as file:
+                    file.write(content)
+        return tuple(paths)
 
     def _save_pretrained(self, save_directory, file_names, legacy_format=None, filename_prefix=None):
         files = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
@@ -474,7 +492,8 @@ class ElmoTokenizer(TokenizersBackend):
             table = labels + 1
             table[PAD_ID] = 0
         else:
-            table = np.zeros((len(SPECIAL_TOKENS) + len(distinct), self.max_word_length), dtype=np.uint16)
+            shape = (len(SPECIAL_TOKENS) + len(distinct), self.spelling.row_length)
+            table = np.zeros(shape, dtype=self.spelling.dtype)
             table[BOS_ID], table[EOS_ID] = self.bos_row, self.eos_row
             table[len(SPECIAL_TOKENS) :] = self.encode_words(distinct)
         columns["input_ids"] = look_up(table, positions, tensor_type)
@@ -537,7 +556,7 @@ class ElmoTokenizer(TokenizersBackend):
         side = padding_side or self.padding_side
         for key, value in PADDING_VALUES.items():
             if key == "input_ids" or (key in columns and is_per_word(columns[key], lengths)):
-                tail = (self.max_word_length,) if key == "input_ids" and not self.word_inputs else ()
+                tail = (self.spelling.row_length,) if key == "input_ids" and not self.word_inputs else ()
                 filled = padded(columns[key], widths, tail, value, side)
                 if return_tensors is None:
                     columns[key] = [sentence.tolist() for sentence in filled]
@@ -564,7 +583,7 @@ class ElmoTokenizer(TokenizersBackend):
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """
-        The words of one sentence: rows (words, max_word_length), or with `word_inputs` ids (words,). Without
+        The words of one sentence: rows (words, row_length), or with `word_inputs` ids (words,). Without
         `word_inputs` a plain id, or a list of them, is one of the Rust tokenizer: "<PAD>", "<UNK>", "<S>", "</S>".
         """
         axes, _ = axes_and_leaf(ids)
@@ -577,8 +596,8 @@ class ElmoTokenizer(TokenizersBackend):
         if self.word_inputs:
             words = [self.lm_vocab[index - 1] if index else PAD for index in ids.tolist()]
         else:
-            words = decode_rows(ids)
-            boundaries = {BEGIN_OF_SENTENCE: BOS, END_OF_SENTENCE: EOS}
+            words = self.spelling.words(ids)
+            boundaries = dict(zip(self.spelling.boundaries, (BOS, EOS), strict=True))
             for position in np.flatnonzero(special):
                 words[position] = boundaries[int(ids[position, 1])] if ids[position, 0] else PAD
         return [word for word, skip in zip(words, special, strict=True) if not (skip and skip_special_tokens)]
@@ -593,7 +612,7 @@ class ElmoTokenizer(TokenizersBackend):
         ids = to_numpy(token_ids_0)
         if self.word_inputs:
             return np.isin(ids, [0, self.lm_bos_id + 1, self.lm_eos_id + 1]).astype(int).tolist()
-        return special_rows(ids.reshape(-1, self.max_word_length)).astype(int).tolist()
+        return special_rows(ids.reshape(-1, self.spelling.row_length), self.spelling).astype(int).tolist()
 
     def decode(
         self,
@@ -602,7 +621,7 @@ class ElmoTokenizer(TokenizersBackend):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The text of one sentence (words, max_word_length), words joined by spaces, or the texts of a batch."""
+        """The text of one sentence (words, row_length), words joined by spaces, or the texts of a batch."""
         if isinstance(token_ids, Mapping):
             token_ids = token_ids["input_ids"]
         if axes_and_leaf(token_ids)[0] > self._sentence_axes and len(token_ids) > 0:
@@ -627,6 +646,19 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _is_line(word: str) -> bool:
     return word != "" and "\n" not in word and "\r" not in word
+
+
+def _read_dictionary(path: str | os.PathLike | None) -> dict[str, int] | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:  # both of UTF-8 and of JSON
+        raise ValueError(f"{path} is no JSON object of words and their numbers: {error}") from error
+    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
+        raise ValueError(f"{path} is no JSON object of words and their numbers")
+    return content
 
 
 def _read_vocabulary(path: str | os.PathLike) -> list[str]:

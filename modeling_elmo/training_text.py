@@ -92,9 +92,12 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
         raise ArgumentsError(f"give either {' or '.join(sources)}: the tokenizer has a vocabulary of its own")
     folder = args.tokenizer_name or (None if args.vocab_file else args.model_name_or_path)
     try:
-        if folder is not None:
-            return ElmoTokenizer.from_pretrained(folder)
-        return ElmoTokenizer(vocab_file=args.vocab_file)
+        if folder is None:
+            return ElmoTokenizer(vocab_file=args.vocab_file)
+        tokenizer = ElmoTokenizer.from_pretrained(folder)
+        if tokenizer.char_vocab is not None:
+            raise ValueError("it spells words by a dictionary of characters, and train.py by bytes only")
+        return tokenizer
     except Exception as error:  # those of any library that reads files may get through
         raise ArgumentsError(f"no vocabulary could be read from {folder or args.vocab_file}: {error}") from error
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .char_rows import PADDING
 from .word_cache import WordCache, compute_once, row_keys
 
 
@@ -43,6 +42,8 @@ class ElmoWordEncoder(nn.Module):
         super().__init__()
         self.chunk_size = config.chunk_size
         self.has_characters = bool(config.cnn_filters)
+        self.has_word_column = config.word_embedding_dim is not None
+        self.padding_id = config.char_padding_id
         if not self.has_characters:
             self.word_embedding = nn.Embedding(config.word_vocab_size, config.projection_dim, padding_idx=0)
             return
@@ -54,16 +55,21 @@ class ElmoWordEncoder(nn.Module):
         )
         self.highways = nn.ModuleList(ElmoHighway(config.num_filters) for _ in range(config.num_highway_layers))
         self.projection = None
+        width = config.num_filters
+        if self.has_word_column:
+            self.word_embedding = nn.Embedding(config.word_vocab_size, config.word_embedding_dim, padding_idx=0)
+            width += config.word_embedding_dim
         if config.use_cnn_projection:
-            self.projection = nn.Linear(config.num_filters, config.projection_dim)
+            self.projection = nn.Linear(width, config.projection_dim)
         self.cache = WordCache(self.cache_bytes // (4 * config.projection_dim))
 
     def forward(self, words: Tensor) -> Tensor:
         """Encode words, each distinct one once.
 
         Args:
-            words: (words, max_word_length) integer character ids; (words,) word ids for a model without characters;
-                or (words, max_word_length, char_embedding_dim) floating-point character vectors.
+            words: (words, row_length) integer ids: of characters and, with a word table beside them, of the word;
+                (words,) word ids for a model without characters; or (words, max_word_length, char_embedding_dim)
+                floating-point character vectors.
 
         Returns:
             (words, projection_dim).
@@ -104,7 +110,7 @@ class ElmoWordEncoder(nn.Module):
 
     def _encode_by_length(self, words: Tensor) -> Tensor:
         """Words of similar length together: each chunk is cut to its own longest word."""
-        by_length = torch.argsort((words != PADDING).sum(1))
+        by_length = torch.argsort((words != self.padding_id).sum(1))
         return self._in_chunks(words[by_length])[torch.argsort(by_length)]  # (words, projection_dim)
 
     def _in_chunks(self, words: Tensor) -> Tensor:
@@ -113,6 +119,9 @@ class ElmoWordEncoder(nn.Module):
         return torch.cat([self._encode(chunk) for chunk in chunks])
 
     def _encode(self, words: Tensor) -> Tensor:
+        known: list[Tensor] = []  # what a word has beside its characters
+        if self.has_word_column:
+            known, words = [self.word_embedding(words[:, -1])], words[:, :-1]
         if words.is_floating_point():
             maxima = self._convolve(words)
         else:
@@ -123,6 +132,8 @@ class ElmoWordEncoder(nn.Module):
         vectors = self.activation(maxima)  # (words, num_filters); it rises monotonically, so it may follow the maximum
         for highway in self.highways:
             vectors = highway(vectors)
+        if known:
+            vectors = torch.cat([*known, vectors], dim=1)  # (words, word_embedding_dim + num_filters)
         return self.projection(vectors) if self.projection is not None else vectors
 
     def _convolve(self, characters: Tensor) -> Tensor:
@@ -159,7 +170,7 @@ class ElmoWordEncoder(nn.Module):
         if len(words) == 0:
             return words, False
         position = torch.arange(1, words.shape[1] + 1, device=words.device)
-        end = int(((words != PADDING) * position).max()) + self.widest
+        end = int(((words != self.padding_id) * position).max()) + self.widest
         return words[:, :end], end <= words.shape[1]
 
 

@@ -1,0 +1,265 @@
+"""ELMoForManyLangs (Che et al. 2018, K18-2005; 44 languages and more): its folders read, checked and put in our terms.
+
+    config.json          {"config_path": "..." the hyperparameters, a file beside it or one of the package's own}
+    char.dic, word.dic   "<symbol> TAB <number>" a line; word.dic only if words have vectors of their own
+    token_embedder.pkl, encoder.pkl   state dicts of torch
+
+The biLM is that of Peters et al.; the word encoder spells by Unicode characters with a learned dictionary, and may have
+a vector for each frequent word beside the character CNN (`spelling.DictionarySpelling`, `config.word_embedding_dim`).
+"""
+
+import pickle
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from .allennlp_files import checked_members, read_json
+from .allennlp_format import ConversionError, ConversionWarning, listing
+from .configuration_elmo import ElmoConfig
+from .spelling import PAD, DictionarySpelling
+
+WEIGHTS = ("token_embedder.pkl", "encoder.pkl")
+# The hyperparameters that weights do not tell, as in both files that come with the original package. Published folders
+# often name a path of the machine on which they were trained.
+PUBLISHED: dict[str, Any] = {
+    "encoder": {"name": "elmo", "cell_clip": 3, "proj_clip": 3},
+    "token_embedder": {"name": "cnn", "activation": "relu", "max_characters_per_token": 50},
+    "dropout": 0.1,
+}
+
+
+class ManyLangsElmo(NamedTuple):
+    """A model of ELMoForManyLangs: the parameters of an `ElmoModel` but its scalar mix, and the dictionaries."""
+
+    config: ElmoConfig
+    state_dict: dict[str, Tensor]
+    char_vocab: dict[str, int]
+    word_vocab: dict[str, int] | None
+
+
+def is_many_langs(src: Path) -> bool:
+    """Whether a folder or a zip archive has the weights of such a model."""
+    if src.is_dir():
+        return all((src / name).is_file() for name in WEIGHTS)
+    if src.is_file() and zipfile.is_zipfile(src):
+        try:
+            with zipfile.ZipFile(src) as archive:
+                return set(WEIGHTS) <= {PurePosixPath(name).name for name in archive.namelist()}
+        except (zipfile.BadZipFile, OSError):
+            return False
+    return False
+
+
+def read_many_langs(src: Path) -> ManyLangsElmo:
+    """Read and check a folder, or a zip archive of one; all tensors are float32.
+
+    Raises:
+        `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
+    """
+    with _folder_of(src) as folder:
+        options = _hyperparameters(folder)
+        embedder, encoder = (_weights(folder / name) for name in WEIGHTS)
+        chars = _read_dictionary(folder / "char.dic")
+        words = None
+        if "word_emb_layer.embedding.weight" in embedder:
+            words = _read_dictionary(folder / "word.dic")
+    if "char_emb_layer.embedding.weight" not in embedder:
+        raise ConversionError(f"{src} has no characters, only a table of words: such models are not supported")
+    config = _config(embedder, encoder, options, chars, words)
+    state_dict = {**_word_encoder(embedder, config), **_lstm(encoder, config)}
+    for name, tensor in state_dict.items():
+        if not tensor.isfinite().all():
+            raise ConversionError(f"{src}: {name} has NaN or infinite values: these weights are damaged")
+    _check_sizes(embedder, chars, words)
+    return ManyLangsElmo(config, state_dict, chars, words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@contextmanager
+def _folder_of(src: Path) -> Iterator[Path]:
+    if src.is_dir():
+        yield src
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with zipfile.ZipFile(src) as archive:
+                members = checked_members(archive, src)
+                inside = [PurePosixPath(member.filename) for member in members]
+                folders = {path.parent for path in inside if path.name == WEIGHTS[0]}
+                if len(folders) != 1:
+                    raise ConversionError(f"{src} has {len(folders)} models in it: unpack it and convert one of them")
+                folder = folders.pop()
+                wanted = [member for member, path in zip(members, inside, strict=True) if path.parent == folder]
+                wanted = [member for member in wanted if member.filename.endswith((".dic", ".json", ".pkl"))]
+                if sum(member.file_size for member in wanted) > shutil.disk_usage(scratch).free:
+                    raise ConversionError(
+                        f"{src} unpacks to more than the free space of {scratch}: set TMPDIR to another disk"
+                    )
+                archive.extractall(scratch, members=wanted)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+            raise ConversionError(f"{src} is damaged or encrypted ({error}): get it again") from error
+        yield Path(scratch) / folder
+
+
+def _hyperparameters(folder: Path) -> dict[str, Any]:
+    """Those of the file that config.json names, if it lies in the folder; else those of the published models."""
+    named = read_json(folder / "config.json").get("config_path") if (folder / "config.json").is_file() else None
+    name = PureWindowsPath(str(named)).name if named else ""  # of both kinds of paths: never one that leaves the folder
+    options: Mapping[str, Any] = {}
+    if name and (folder / name).is_file() and name != "config.json":
+        options = read_json(folder / name)
+    else:
+        text = f"{folder} has no file {name or 'with hyperparameters'}: those of the published models are taken"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    merged = {}
+    for key, defaults in PUBLISHED.items():
+        value = options.get(key, defaults)
+        merged[key] = {**defaults, **value} if isinstance(defaults, dict) and isinstance(value, Mapping) else value
+    kinds = merged["token_embedder"]["name"], merged["encoder"]["name"]
+    if kinds != ("cnn", "elmo"):
+        raise ConversionError(f"{folder}: a model with token_embedder and encoder {kinds} is no ELMo: ('cnn', 'elmo')")
+    return merged
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConversionError(f"{path} does not exist") from error
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConversionError(f"{path} is damaged, or holds something else than tensors ({reason})") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in state.values()
+    ):
+        raise ConversionError(f"{path} must hold a state dict of weights")
+    return {str(name): tensor.float() for name, tensor in state.items()}
+
+
+def _read_dictionary(path: Path) -> dict[str, int]:
+    """Symbols and their numbers from 0. White space around a line goes in the original, so its symbol may be gone."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConversionError(f"{path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{path} is not UTF-8: {error}") from error
+    entries: dict[str, int] = {}
+    # As codecs.open reads them: U+0085 and U+2028 end a line there, too.
+    for number, line in enumerate(text.splitlines(), start=1):
+        symbol, _, index = line.strip().rpartition("\t")
+        if not index.isdecimal():
+            raise ConversionError(f"{path}, line {number}: {line!r} is no symbol with a number behind a tab")
+        entries[symbol or "\u3000"] = int(index)  # the ideographic space is white space
+    return entries
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def _config(
+    embedder: Mapping[str, Tensor],
+    encoder: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    chars: dict[str, int],
+    words: dict[str, int] | None,
+) -> ElmoConfig:
+    """The configuration; every size comes from the weights."""
+    shapes = {name: tensor.shape for name, tensor in {**embedder, **encoder}.items()}
+    needed = ["convolutions.0.weight", "projection.weight", "forward_layer_0.state_projection.weight"]
+    if missing := [name for name in needed if name not in shapes]:
+        raise ConversionError(f"the weights lack {listing(missing)}: they are not those of an ELMoForManyLangs model")
+
+    def count(pattern: str) -> int:
+        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+    convolutions = [shapes[f"convolutions.{index}.weight"] for index in range(count(r"convolutions\.(\d+)\.weight"))]
+    projection_dim, lstm_dim = shapes["forward_layer_0.state_projection.weight"]
+    try:
+        DictionarySpelling(chars, words, options["token_embedder"]["max_characters_per_token"])
+        return ElmoConfig(
+            vocab_size=shapes["char_emb_layer.embedding.weight"][0] + 1,
+            max_word_length=options["token_embedder"]["max_characters_per_token"],
+            char_embedding_dim=shapes["char_emb_layer.embedding.weight"][1],
+            cnn_filters=[[width, number] for number, _, width in convolutions],
+            cnn_activation=options["token_embedder"]["activation"],
+            num_highway_layers=count(r"highways\._layers\.(\d+)\.weight"),
+            char_padding_id=chars[PAD] + 1,
+            word_vocab_size=len(words) + 1 if words is not None else None,
+            word_embedding_dim=shapes["word_emb_layer.embedding.weight"][1] if words is not None else None,
+            num_hidden_layers=count(r"forward_layer_(\d+)\."),
+            lstm_dim=lstm_dim,
+            projection_dim=projection_dim,
+            cell_clip=options["encoder"]["cell_clip"] or None,  # 0 stands for none
+            proj_clip=options["encoder"]["proj_clip"] or None,
+            forget_bias=0.0,  # it is in the stored biases
+            dropout=options["dropout"],
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConversionError(f"no ELMo can be made of these files: {error}") from error
+
+
+def _word_encoder(embedder: Mapping[str, Tensor], config: ElmoConfig) -> dict[str, Tensor]:
+    """Parameters of `ElmoWordEncoder`. Row 0 of both tables is the mask, which is added; zeros."""
+    found = {"char_embedding.weight": _with_mask(embedder["char_emb_layer.embedding.weight"])}
+    if config.word_embedding_dim is not None:
+        found["word_embedding.weight"] = _with_mask(embedder["word_emb_layer.embedding.weight"])
+    for index in range(len(config.cnn_filters or ())):
+        for kind in ("weight", "bias"):
+            found[f"convolutions.{index}.{kind}"] = embedder[f"convolutions.{index}.{kind}"]
+    for index in range(config.num_highway_layers):
+        # One matrix, the transform above the gate. Their gate says how much is carried, ours how much is transformed:
+        # sigmoid(-x) = 1 - sigmoid(x).
+        for kind in ("weight", "bias"):
+            transform, gate = embedder[f"highways._layers.{index}.{kind}"].chunk(2)
+            found[f"highways.{index}.transform.{kind}"], found[f"highways.{index}.carry.{kind}"] = transform, -gate
+    found["projection.weight"], found["projection.bias"] = embedder["projection.weight"], embedder["projection.bias"]
+    return {f"word_encoder.{name}": tensor.contiguous() for name, tensor in found.items()}
+
+
+def _with_mask(table: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def _lstm(encoder: Mapping[str, Tensor], config: ElmoConfig) -> dict[str, Tensor]:
+    """Parameters of `ElmoLstm`: both directions stacked. Gates lie as ours, i, f, g, o, and nothing is transposed."""
+    names = {
+        "weight_ih": "input_linearity.weight",
+        "weight_hh": "state_linearity.weight",
+        "bias": "state_linearity.bias",
+        "weight_hr": "state_projection.weight",
+    }
+    try:
+        return {
+            f"lstm.layers.{layer}.{ours}": torch.stack(
+                [encoder[f"{side}_layer_{layer}.{theirs}"] for side in ("forward", "backward")]
+            )
+            for layer in range(config.num_hidden_layers)
+            for ours, theirs in names.items()
+        }
+    except (KeyError, RuntimeError) as error:
+        raise ConversionError(f"the weights of the LSTMs are not whole: {error}") from error
+
+
+def _check_sizes(embedder: Mapping[str, Tensor], chars: dict[str, int], words: dict[str, int] | None):
+    for name, entries in (("char", chars), ("word", words)):
+        if entries is not None and len(entries) != len(embedder[f"{name}_emb_layer.embedding.weight"]):
+            raise ConversionError(
+                f"{name}.dic has {len(entries)} entries, but there are vectors for "
+                f"{len(embedder[f'{name}_emb_layer.embedding.weight'])}: use the files that belong together"
+            )

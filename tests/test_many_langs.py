@@ -1,0 +1,234 @@
+"""ELMoForManyLangs: a random model made, saved and run by its own package, against ours; and what cannot be read."""
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from modeling_elmo import ElmoForSequenceClassification, ElmoModel, ElmoTokenizer
+from modeling_elmo.convert import main
+from modeling_elmo.spelling import DictionarySpelling
+
+SENTENCES = [
+    ["今", "天", "天氣", "真", "好", "阿"],
+    ["coffee", "und", "x" * 70, "Straße", "unbekanntesWort"],
+    ["<bos>", "a"],
+    ["é"],
+]
+CHARACTERS = [*"abcdefountSrßcé今天氣真好x<>sk", "<bos>", "<eos>", "<oov>", "<pad>", "<bow>", "<eow>"]
+WORDS = ["<oov>", "<bos>", "<eos>", "<pad>", "天氣", "coffee", "a", "x" * 46, "Straße"]
+OPTIONS = {
+    "encoder": {"name": "elmo", "projection_dim": 6, "cell_clip": 0.5, "proj_clip": 0.4, "dim": 11, "n_layers": 2},
+    "token_embedder": {
+        "name": "cnn", "activation": "relu", "filters": [[1, 4], [2, 5], [3, 6]], "n_highway": 2,
+        "word_dim": 7, "char_dim": 3, "max_characters_per_token": 48,
+    },
+    "classifier": {"name": "sampled_softmax", "n_samples": 8192},
+    "dropout": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def original_package():
+    """elmoformanylangs, whose decorator `overrides` is out of date: newer ones refuse its annotations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "overrides", SimpleNamespace(overrides=lambda method: method))
+        yield pytest.importorskip("elmoformanylangs")
+
+
+def write_model(folder: Path, has_words: bool = True, **embedder) -> Path:
+    """A folder as the original's trainer leaves it, with random weights."""
+    frontend = pytest.importorskip("elmoformanylangs.frontend")
+    layers = pytest.importorskip("elmoformanylangs.modules.embedding_layer")
+    options = json.loads(json.dumps(OPTIONS))
+    options["token_embedder"] |= {"word_dim": 7 * has_words, **embedder}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"config_path": "/home/someone/configs/cnn.json", "seed": 1}))
+    (folder / "cnn.json").write_text(json.dumps(options))
+    chars = {symbol: number for number, symbol in enumerate(dict.fromkeys(CHARACTERS))} | {"\u3000": 40}
+    chars["\u3000"] = len(chars) - 1
+    words = {word: number for number, word in enumerate(WORDS)}
+    (folder / "char.dic").write_text("".join(f"{symbol}\t{number}\n" for symbol, number in chars.items()))
+    if has_words:
+        (folder / "word.dic").write_text("".join(f"{word}\t{number}\n" for word, number in words.items()))
+    word_layer = layers.EmbeddingLayer(7, words, fix_emb=False) if has_words else None
+    model = frontend.Model(options, word_layer, layers.EmbeddingLayer(3, chars, fix_emb=False))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    torch.save(model.token_embedder.state_dict(), folder / "token_embedder.pkl")
+    torch.save(model.encoder.state_dict(), folder / "encoder.pkl")
+    return folder
+
+
+def embeddings_of(folder: Path) -> list[np.ndarray]:
+    """All layers of each sentence as the original package computes them, (3, words, hidden_size) each."""
+    embedder = pytest.importorskip("elmoformanylangs").Embedder(str(folder), batch_size=9)
+    return embedder.sents2elmo(SENTENCES, output_layer=-2)
+
+
+@pytest.mark.parametrize(
+    ("has_words", "options"), [(True, {}), (False, {"activation": "tanh"}), (True, {"n_highway": 0})]
+)
+def test_all_layers_are_those_of_the_original_package(tmp_path, has_words, options):
+    folder = write_model(tmp_path / "original", has_words, **options)
+    expected = embeddings_of(folder)
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    model, tokenizer = ElmoModel.from_pretrained(tmp_path / "ours"), ElmoTokenizer.from_pretrained(tmp_path / "ours")
+    batch = tokenizer(SENTENCES, is_split_into_words=True, padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape[2] == model.config.row_length == 48 + has_words
+    with torch.no_grad():
+        layers = torch.stack(model(**batch, output_hidden_states=True).hidden_states)  # (3, batch, words, hidden_size)
+    for row, sentence in enumerate(SENTENCES):
+        if "<bos>" in sentence:  # a word for us, a sentence's begin for the original
+            continue
+        ours = layers[:, row, 1 : len(sentence) + 1].numpy()
+        np.testing.assert_allclose(ours, expected[row], rtol=0, atol=2e-6)
+        assert np.abs(expected[row]).max() > 0.3
+
+
+def test_words_with_a_number_in_the_dictionary_are_known_by_it(tmp_path):
+    folder = write_model(tmp_path / "original")
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    tokenizer = ElmoTokenizer.from_pretrained(tmp_path / "ours")
+    last = tokenizer(["coffee", "a", "x" * 70, "<bos>", "tea"], is_split_into_words=True)["input_ids"]
+    numbers = {word: number + 1 for number, word in enumerate(WORDS)}
+    expected = ["<bos>", "coffee", "a", "x" * 46, "<oov>", "<oov>", "<eos>"]
+    assert [row[-1] for row in last] == [numbers[word] for word in expected]
+    assert tokenizer.convert_ids_to_tokens(last) == [
+        "<S>",
+        "coffee",
+        "a",
+        "x" * 46,
+        "<bos>",
+        "tea",
+        "</S>",
+    ]
+    assert tokenizer.is_truncated(["x" * 47, "氣" * 46]).tolist() == [True, False]
+    assert tokenizer.decode(tokenizer("今 Q")["input_ids"]) == "<S> 今 \ufffd </S>"
+
+
+def test_it_is_a_model_like_others(tmp_path):
+    """From a zip archive, saved again, fine-tuned, as remote code, its word vectors cached."""
+    folder = write_model(tmp_path / "original")
+    with zipfile.ZipFile(tmp_path / "144.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"144/{path.name}")
+    assert main([str(tmp_path / "144.zip"), str(tmp_path / "ours")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    model = ElmoForSequenceClassification.from_pretrained(tmp_path / "ours", num_labels=2, head_dim=4).eval()
+    pair = tokenizer("天氣 coffee", "ein Wort", return_tensors="pt")
+    alone = tokenizer("天氣 coffee", return_tensors="pt")
+    assert model(**pair).logits.shape == (1, 2)
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    first = AutoModel.from_pretrained(tmp_path / "ours").eval()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)("天氣 coffee", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(again(**ids).last_hidden_state, first(**alone).last_hidden_state)
+        assert torch.equal(first(**alone).last_hidden_state, first(**alone).last_hidden_state)
+
+
+def test_what_the_legacy_format_and_training_cannot_hold_is_refused(tmp_path, capsys, run):
+    assert main([str(write_model(tmp_path / "original")), str(tmp_path / "ours")]) == 0
+    assert main(["--to-allennlp", str(tmp_path / "ours"), str(tmp_path / "back")]) == 2
+    assert "spells words by dictionaries" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("a b c\n" * 100)
+    text = ["--train_file", str(tmp_path / "text.txt"), "--output_dir", str(tmp_path / "run")]
+    assert run("--model_name_or_path", str(tmp_path / "ours"), "--new_vocabulary", "true", *text) == 2
+    assert "by bytes only" in capsys.readouterr().err
+    model = ElmoModel.from_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match="give input_ids"):
+        model(inputs_embeds=torch.zeros(1, 2, 48, 3))
+    with pytest.raises(ValueError, match="the words' own ids must be between 0 and 9"):
+        model(torch.full((1, 2, 49), 10))
+
+
+def damage(folder: Path, how: str):
+    if how == "no_config":
+        (folder / "config.json").unlink()
+    elif how == "no_dictionary":
+        (folder / "char.dic").unlink()
+    elif how == "short_dictionary":
+        (folder / "word.dic").write_text("<oov>\t0\n<bos>\t1\n<eos>\t2\n<pad>\t3\n")
+    elif how == "no_symbols":
+        (folder / "char.dic").write_text("a\t0\nb\t1\n")
+    elif how == "no_numbers":
+        (folder / "char.dic").write_text("a b\n")
+    elif how == "truncated":
+        (folder / "encoder.pkl").write_bytes((folder / "encoder.pkl").read_bytes()[:500])
+    elif how == "nan":
+        state = torch.load(folder / "encoder.pkl", weights_only=True)
+        state["forward_layer_0.state_linearity.bias"][0] = torch.nan
+        torch.save(state, folder / "encoder.pkl")
+    elif how == "layer_missing":
+        state = torch.load(folder / "encoder.pkl", weights_only=True)
+        torch.save(
+            {name: tensor for name, tensor in state.items() if "backward_layer_1" not in name}, folder / "encoder.pkl"
+        )
+    elif how == "lstm_embedder":
+        options = json.loads((folder / "cnn.json").read_text())
+        options["token_embedder"]["name"] = "lstm"
+        (folder / "cnn.json").write_text(json.dumps(options))
+    elif how == "code":
+        torch.save({"a": torch.zeros(1), "code": Path("evil")}, folder / "encoder.pkl")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no_dictionary", "char.dic does not exist"),
+        ("short_dictionary", "word.dic has 4 entries, but there are vectors for 9"),
+        ("no_symbols", "char_vocab lacks <eow> <bow> <bos> <eos> <oov> <pad>"),
+        ("no_numbers", "char.dic, line 1: 'a b' is no symbol with a number behind a tab"),
+        ("truncated", "encoder.pkl is damaged, or holds something else than tensors"),
+        ("nan", "NaN or infinite"),
+        ("layer_missing", "the weights of the LSTMs are not whole"),
+        ("lstm_embedder", r"\('lstm', 'elmo'\) is no ELMo"),
+        ("code", "encoder.pkl is damaged, or holds something else than tensors"),
+    ],
+)
+def test_damaged_models_are_told(tmp_path, capsys, how, message):
+    folder = write_model(tmp_path / "original")
+    damage(folder, how)
+    assert main([str(folder), str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(error)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_without_its_hyperparameters_those_of_the_published_models_are_taken(tmp_path, capsys):
+    folder = write_model(tmp_path / "original")
+    damage(folder, "no_config")
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    assert "those of the published models are taken" in capsys.readouterr().err
+    config = ElmoModel.from_pretrained(tmp_path / "ours").config
+    assert (config.cell_clip, config.proj_clip, config.max_word_length) == (3, 3, 50)
+    assert (config.lstm_dim, config.projection_dim, config.forget_bias, config.word_vocab_size) == (11, 6, 0, 10)
+
+
+def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path, capsys):
+    folder = write_model(tmp_path / "original")
+    (tmp_path / "cnn.json").write_text(json.dumps({"token_embedder": {"name": "lstm"}}))
+    for path in ("../cnn.json", "..\\cnn.json", str(tmp_path / "cnn.json")):
+        (folder / "config.json").write_text(json.dumps({"config_path": path}))
+        assert main(["--overwrite", str(folder), str(tmp_path / "ours")]) == 0
+        assert ElmoModel.from_pretrained(tmp_path / "ours").config.cell_clip == 0.5
+
+
+def test_dictionaries_are_checked():
+    chars = {symbol: number for number, symbol in enumerate(dict.fromkeys(CHARACTERS))}
+    with pytest.raises(ValueError, match="each with a number of its own"):
+        DictionarySpelling({**chars, "a": 1}, None, 50)
+    with pytest.raises(ValueError, match="word_vocab lacks <bos> <eos> <pad>"):
+        DictionarySpelling(chars, {"<oov>": 0}, 50)
+    with pytest.raises(ValueError, match="stands beside a char_vocab"):
+        ElmoTokenizer(word_vocab={"a": 0})
