@@ -25,7 +25,12 @@ ANSWERING_PIPELINE = {
     "impl": "question_answering_pipeline.ElmoQuestionAnsweringPipeline",
     "pt": ["AutoModelForQuestionAnswering"],
 }
+GAP_PIPELINE = {
+    "impl": "fill_mask_pipeline.ElmoFillMaskPipeline",
+    "pt": ["AutoModelForPreTraining"],
+}
 CUSTOM_PIPELINES = {
+    "fill-mask": GAP_PIPELINE,
     "token-classification": TAGGING_PIPELINE,
     "ner": TAGGING_PIPELINE,
     "question-answering": ANSWERING_PIPELINE,
@@ -38,6 +43,7 @@ def _code_to_save():
     All of them import this one, so what it imports here goes into every folder: all files that `AUTO_MAP` and
     `CUSTOM_PIPELINES` name.
     """
+    from .fill_mask_pipeline import ElmoFillMaskPipeline  # noqa: F401
     from .language_model import ElmoForPreTraining  # noqa: F401
     from .modeling_elmo import ElmoModel  # noqa: F401
     from .question_answering import ElmoForQuestionAnswering  # noqa: F401

@@ -1,0 +1,108 @@
+"""Which words a language model expects at a place: from the words before it, those behind it, and both.
+
+The forward direction has read what is before a place and the backward direction what is behind it, and neither the word
+that stands there. So a word need not be masked, as BERT's must be, for others to be found in its stead.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .language_model import ElmoForPreTraining
+from .tokenization_elmo import ElmoTokenizer
+
+
+class Substitute(NamedTuple):
+    """A word that could stand at a place: its id in the LM vocabulary, and its probability there."""
+
+    word: str
+    word_id: int
+    probability: float
+
+
+class Substitutes(NamedTuple):
+    """The likeliest words of a place, best first: as both directions together see it, and each alone."""
+
+    both: list[Substitute]
+    forward: list[Substitute]
+    backward: list[Substitute]
+
+
+@torch.no_grad()
+def predict_words(
+    model: ElmoForPreTraining, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, positions: Tensor
+) -> Tensor:
+    """What each direction expects at some places of a batch.
+
+    Args:
+        model: in evaluation mode.
+        input_ids, attention_mask: as for `ElmoModel`, with sentence boundaries.
+        rows, positions: (places,) which text, and which of its words; never a boundary.
+
+    Returns:
+        (places, 2, lm_vocab_size) float32 log-probabilities, those of the forward direction first.
+    """
+    layers = model.elmo(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
+    forward, backward = layers[-1].chunk(2, dim=-1)  # (batch, words, projection_dim) each
+    # The forward direction predicts a place where it has read the word before it.
+    seen = torch.stack([forward[rows, positions - 1], backward[rows, positions + 1]], dim=1)
+    return torch.log_softmax(model.lm_head(seen).float(), dim=-1)
+
+
+def combine(log_probs: Tensor, left_out: Sequence[int] = ()) -> Tensor:
+    """Both directions as one distribution: their product, without some ids, made to sum to 1.
+
+    Args:
+        log_probs: (places, 2, lm_vocab_size).
+        left_out: ids that get no probability.
+
+    Returns:
+        (places, lm_vocab_size) log-probabilities.
+    """
+    total = log_probs.sum(1)
+    total[:, list(left_out)] = -torch.inf
+    return torch.log_softmax(total, dim=-1)
+
+
+def special_ids(tokenizer: ElmoTokenizer) -> list[int]:
+    """Ids of the LM vocabulary that are no words: sentence boundaries and the unknown word."""
+    return [tokenizer.lm_bos_id, tokenizer.lm_eos_id, tokenizer.lm_unk_id]
+
+
+def find_substitutes(
+    model: ElmoForPreTraining, tokenizer: ElmoTokenizer, words: Sequence[str], position: int, top_k: int = 10
+) -> Substitutes:
+    """Words that could stand at a place of a sentence.
+
+    Args:
+        model: in evaluation mode, with the softmax of the tokenizer's LM vocabulary.
+        words: the sentence, split into words.
+        position: which of them, from 0; what stands there does not matter.
+        top_k: how many of each list.
+
+    Raises:
+        `ValueError`: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
+    """
+    if not 0 <= position < len(words):
+        raise ValueError(f"position must be one of the sentence's {len(words)} words, from 0, not {position}")
+    if tokenizer.lm_vocab_size != model.config.lm_vocab_size:
+        raise ValueError(
+            f"the model predicts {model.config.lm_vocab_size:,} words and the tokenizer knows "
+            f"{tokenizer.lm_vocab_size:,}: take the tokenizer that belongs to this model"
+        )
+    batch = tokenizer([list(words)], is_split_into_words=True, return_tensors="pt").to(model.device)
+    rows, places = torch.tensor([0]), torch.tensor([position + 1])  # behind <S>
+    log_probs = predict_words(model, batch["input_ids"], batch["attention_mask"], rows, places)
+    left_out = special_ids(tokenizer)
+    sides = log_probs[0].clone()
+    sides[:, left_out] = -torch.inf
+    return Substitutes(*(best(tokenizer, part, top_k) for part in (combine(log_probs, left_out)[0], *sides)))
+
+
+def best(tokenizer: ElmoTokenizer, log_probs: Tensor, top_k: int) -> list[Substitute]:
+    """The likeliest words of one place: (lm_vocab_size,) -> at most `top_k` words with a probability."""
+    values, ids = log_probs.topk(min(top_k, len(log_probs)))
+    found = zip(ids.tolist(), values.exp().tolist(), strict=True)
+    return [Substitute(tokenizer.lm_vocab[word_id], word_id, value) for word_id, value in found if value > 0]
