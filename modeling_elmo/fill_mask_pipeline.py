@@ -59,9 +59,10 @@ class ElmoFillMaskPipeline(Pipeline):
         return {**tokenizer([words], is_split_into_words=True, return_tensors="pt"), "words": words, "gaps": gaps}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        model: Any = self.model
         places = torch.tensor(inputs["gaps"]) + 1  # behind <S>
         log_probs = predict_words(
-            self.model, inputs["input_ids"], inputs["attention_mask"], torch.zeros_like(places), places
+            model, inputs["input_ids"], inputs["attention_mask"], torch.zeros_like(places), places
         )
         return {"log_probs": log_probs, "words": inputs["words"], "gaps": inputs["gaps"]}
 
