@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .lstm_ops import fused_lstm, is_traced, packed_lstm
+from .lstm_ops import fused_lstm, is_traced, packed_lstm, scan_lstm
 
 
 class ElmoState(NamedTuple):
@@ -95,6 +95,11 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
             cell_clip=self.cell_clip, proj_clip=self.proj_clip, chunk_size=self.chunk_size,
         )  # fmt: skip
 
+    def forward_padded(self, inputs: Tensor) -> Tensor:
+        """Outputs before the skip, of padded texts from zero states: (2, batch, words, projection_dim) twice."""
+        weights = self._weights(inputs)
+        return scan_lstm(inputs.to(weights[0].dtype), *weights, cell_clip=self.cell_clip, proj_clip=self.proj_clip)
+
     def _weights(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_ih, W_hh, the bias with the forget bias, W_hr. Under autocast they are cast here once, not in each step."""
         offsets = self.bias.new_tensor([0.0, self.forget_bias, 0.0, 0.0])[:, None]  # (4, 1): i, f, g, o
@@ -138,3 +143,19 @@ class ElmoLstm(nn.Module):
         hidden = torch.stack([hidden[:, input_order] for hidden, _ in finals])
         cell = torch.stack([cell[:, input_order] for _, cell in finals])
         return layers, ElmoState(hidden, cell)
+
+    def forward_padded(self, inputs: Tensor) -> list[Tensor]:
+        """All layers of padded texts, from zero states and without dropout, for export.
+
+        Args:
+            inputs: (2, batch, words, projection_dim), each direction in its reading order, padding behind.
+
+        Returns:
+            A list with one tensor of that shape for each layer.
+        """
+        layers = []
+        for index, layer in enumerate(self.layers):
+            outputs = layer.forward_padded(inputs)
+            inputs = outputs + inputs if self.use_skip_connections and index > 0 else outputs
+            layers.append(inputs)
+        return layers

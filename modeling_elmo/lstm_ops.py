@@ -6,13 +6,14 @@ One step, for each direction, with input x, projected output h and cell c:
     c' = clip(sigmoid(f + forget_bias) * c + sigmoid(i) * tanh(g), cell_clip)
     h' = clip((sigmoid(o) * tanh(c')) W_hr^T, proj_clip)
 
-Three functions compute it, from plain to fast, and the tests hold their outputs and gradients together:
+Four functions compute it, and the tests hold their outputs and, where they have any, gradients together:
 
 - `naive_lstm`: the equations as a loop over the words of one text. The reference.
 - `packed_lstm`: both directions and all texts at once in operations of torch, which autograd, torch.export and
   torch.func can look into.
 - `fused_lstm`: the same with the cell in one kernel and a backward pass of its own, which gathers the products of all
   steps into one wherever they do not wait for each other.
+- `scan_lstm`: padded texts of any number and length, as one operation that torch.export and ONNX can keep a loop of.
 """
 
 import math
@@ -112,6 +113,45 @@ def _chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = 
         chunk.append(size)
     if chunk:
         yield chunk
+
+
+def scan_lstm(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor,
+    *, cell_clip: float | None, proj_clip: float | None,
+) -> Tensor:  # fmt: skip
+    """One layer, both directions, padded texts, from zero states; for export, since a loop in Python would be unrolled.
+
+    What a direction reads behind a text's last word cannot change what came before.
+
+    Args:
+        inputs: (2, batch, words, projection_dim), each direction in its reading order.
+        weight_ih, weight_hh, bias, weight_hr, cell_clip, proj_clip: as in `packed_lstm`.
+
+    Returns:
+        (2, batch, words, projection_dim) outputs before the skip.
+    """
+    from torch._higher_order_ops.scan import scan  # torch has no public name for it
+
+    weight_ih, weight_hh, weight_hr = (weight.transpose(1, 2) for weight in (weight_ih, weight_hh, weight_hr))
+    from_inputs = torch.matmul(inputs, weight_ih[:, None]) + bias[:, None, None]  # (2, batch, words, 4 * lstm_dim)
+
+    def step(state: tuple[Tensor, Tensor], from_input: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        hidden, cell = state  # (2, batch, projection_dim), (2, batch, lstm_dim)
+        i, f, g, o = (from_input + torch.bmm(hidden, weight_hh)).to(cell.dtype).chunk(4, dim=-1)
+        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+        if cell_clip is not None:
+            cell = cell.clamp(-cell_clip, cell_clip)
+        hidden = torch.bmm((torch.sigmoid(o) * torch.tanh(cell)).to(weight_hr.dtype), weight_hr)
+        if proj_clip is not None:
+            hidden = hidden.clamp(-proj_clip, proj_clip)
+        return (hidden, cell), hidden.clone()  # results of a scan must not share memory
+
+    hidden = from_inputs.new_zeros(2, inputs.shape[1], weight_hr.shape[2])
+    cell = from_inputs.new_zeros(
+        2, inputs.shape[1], weight_hr.shape[1], dtype=torch.promote_types(inputs.dtype, torch.float32)
+    )
+    _, outputs = scan(step, (hidden, cell), from_inputs.movedim(2, 0))
+    return outputs.movedim(0, 2)
 
 
 def fused_lstm(

@@ -179,15 +179,20 @@ class ElmoModel(ElmoPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        inputs, mask, packing = self.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
-        batch, words = mask.shape
-        layers, state = self.encode(inputs.flatten(0, 1), packing, state)
-        hidden_states = [unpack(layer, packing, batch * words).unflatten(0, (batch, words)) for layer in layers]
+        if torch.compiler.is_exporting():
+            if token_type_ids is not None or state is not None:
+                raise ValueError("an exported ELMo encodes single texts from the zero state: leave out other arguments")
+            hidden_states = self.encode_padded(*self._check_inputs(input_ids, inputs_embeds, attention_mask))
+        else:
+            inputs, mask, packing = self.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
+            layers, final = self.encode(inputs.flatten(0, 1), packing, state)
+            hidden_states = [unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers]
+            state = final if len(packing.order) == len(mask) else None
         return ElmoModelOutput(
             last_hidden_state=hidden_states[-1],
             scalar_mix=self.scalar_mix(hidden_states) if self.scalar_mix is not None else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            state=state if len(packing.order) == batch else None,
+            state=state,
         )
 
     def encode(
@@ -216,6 +221,22 @@ class ElmoModel(ElmoPreTrainedModel):
         state = self._check_state(state, len(packing.order), vectors)
         layers, state = self.lstm(vectors, packing, state)
         return [vectors, *layers], state
+
+    def encode_padded(self, inputs: Tensor, mask: Tensor) -> list[Tensor]:
+        """All layers, (batch, words, hidden_size) each, by operations whose shapes do not depend on the texts' lengths.
+
+        Slower than `encode`, for every word is encoded, padding too; for export.
+
+        Args:
+            inputs: (batch, words, ...) ids or vectors of words. mask: (batch, words) bool.
+        """
+        words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
+        places = places[..., None].expand_as(words)
+        both = torch.stack([words, words.gather(1, places)])  # (2, batch, words, projection_dim)
+        layers = [both, *self.lstm.forward_padded(both)]
+        return [torch.cat([ahead, back.gather(1, places)], dim=2) * mask[..., None] for ahead, back in layers]
 
     def word_vectors(self, words: Tensor) -> Tensor:
         """(words, ...) ids or vectors -> (words, projection_dim)."""

@@ -76,6 +76,8 @@ class ElmoWordEncoder(nn.Module):
         """
         if not self.has_characters:
             return self.word_embedding(words)
+        if torch.compiler.is_exporting():  # nothing that depends on what the words are
+            return self._encode(words)
         if words.is_floating_point():
             return self._in_chunks(words)
         if words.device.type != "cpu" or torch.compiler.is_compiling():
@@ -125,7 +127,7 @@ class ElmoWordEncoder(nn.Module):
         if words.is_floating_point():
             maxima = self._convolve(words)
         else:
-            words, is_cut = self._cut(words)
+            words, is_cut = (words, False) if torch.compiler.is_exporting() else self._cut(words)
             characters = self.char_embedding(words)  # (words, positions, char_embedding_dim)
             together = is_cut and all(is_plain(convolution) for convolution in self.convolutions)
             maxima = self._convolve_together(characters) if together else self._convolve(characters)
