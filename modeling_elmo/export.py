@@ -4,7 +4,8 @@
     python -m modeling_elmo.export my-elmo elmo.onnx --check  # and compare with torch: outputs, size and speed
 
 The graph takes `input_ids` (batch, words, row_length) and `attention_mask` (batch, words), both int64 as
-`ElmoTokenizer` makes them, and gives `last_hidden_state`, `scalar_mix` and `hidden_states.0`, ... (batch, words, hidden_size).
+`ElmoTokenizer` makes them, and gives `last_hidden_state`, `scalar_mix` and `hidden_states.0`, ..., each (batch, words,
+hidden_size).
 `torch.export.export` takes an `ElmoModel` as it is.
 """
 
