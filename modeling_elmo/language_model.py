@@ -23,6 +23,8 @@ IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
 # all. Few enough to stay in the caches: 2.3 times as fast as all logits of some words (1,280 words x 59,718, dim 128).
 VOCABULARY_BLOCK, MAX_LOGITS = 1024, 2**21
+# Logits of a sampled softmax on a processor that are worked on at once.
+CACHED_LOGITS = 2**20
 
 
 class Negatives(NamedTuple):
@@ -143,20 +145,28 @@ class _SharedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, target_logits, own):
-        with torch.autocast(hidden.device.type, enabled=False):
-            if bias.dtype == hidden.dtype:
-                logits = torch.addmm(bias, hidden, weight.T).float()  # (words, samples)
-            else:  # half precision is for the product only
-                logits = (hidden @ weight.T).float().add_(bias)
-        rows = (own >= 0).nonzero()[:, 0]
-        logits[rows, own[rows]] = -torch.inf
         own_logits = target_logits.float()
-        top = torch.maximum(logits.amax(1), own_logits)  # (words,)
-        exps = logits.sub_(top[:, None]).exp_()
+        top, total = torch.empty_like(own_logits), torch.empty_like(own_logits)  # (words,) each
+        exps = hidden.new_empty(len(hidden), len(weight))  # (words, samples)
+        # On a processor, as many words at a time as stay in the caches.
+        size = max(1, CACHED_LOGITS // len(weight)) if hidden.device.type == "cpu" else max(1, len(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first in range(0, len(hidden), size):
+                part = slice(first, first + size)
+                if bias.dtype == hidden.dtype:
+                    logits = torch.addmm(bias, hidden[part], weight.T).float()  # (words of the part, samples)
+                else:  # half precision is for the product only
+                    logits = (hidden[part] @ weight.T).float().add_(bias)
+                rows = (own[part] >= 0).nonzero()[:, 0]
+                logits[rows, own[part][rows]] = -torch.inf
+                torch.maximum(logits.amax(1), own_logits[part], out=top[part])
+                logits.sub_(top[part, None]).exp_()
+                torch.sum(logits, 1, out=total[part])
+                exps[part] = logits
         target_exps = (own_logits - top).exp()
-        total = exps.sum(1) + target_exps  # (words,)
+        total += target_exps
         ctx.dtypes = bias.dtype, target_logits.dtype
-        ctx.save_for_backward(hidden, weight, exps.to(hidden.dtype), target_exps, total)
+        ctx.save_for_backward(hidden, weight, exps, target_exps, total)
         return total.log() + top - own_logits
 
     @staticmethod
