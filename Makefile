@@ -11,7 +11,7 @@ DEMO := demo_output
 BENCH_ARGS ?= --short
 ALLENNLP := .cache/allennlp
 
-.PHONY: venv demo test test-hf bench lint format clean
+.PHONY: venv demo test test-hf test-docs bench lint format clean
 
 venv: $(VENV)/installed
 
@@ -34,6 +34,10 @@ test: venv
 # transformers' own common model tests, from its source distribution (needs the package index once).
 test-hf: venv
 	$(BIN)/python -m pytest tests/hf
+
+# Every block of code in docs/.
+test-docs: venv
+	$(BIN)/python -m pytest tests/docs
 
 bench: venv $(ALLENNLP)/installed
 	$(BIN)/python -W ignore benchmarks/bench.py $(BENCH_ARGS) --allennlp $(ALLENNLP)/bin/python --plot speed.png
