@@ -12,28 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lstm_ops import has_onednn_products
-
 # Jordan's polynomial a x + b x^3 + c x^5, five times: singular values end between 0.7 and 1.2.
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 GATES = 4
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest semi-orthogonal matrix of each, roughly: U V^T of its singular value decomposition U S V^T.
 
-    Newton-Schulz iteration, in bfloat16 where the device multiplies it, as in `torch.optim.Muon`.
+    Newton-Schulz iteration.
 
     Args:
         matrices: (number, rows, columns).
+        dtype: in which it is computed.
 
     Returns:
-        The same shape and dtype.
+        The same shape and dtype as `matrices`.
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
-    small = matrices.device.type != "cpu" or has_onednn_products(torch.bfloat16)
-    x = (matrices.transpose(1, 2) if is_tall else matrices).to(torch.bfloat16 if small else torch.float32)
+    x = (matrices.transpose(1, 2) if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # (number, short, long); no singular value above 1
     first, third, fifth = POLYNOMIAL
     for _ in range(ITERATIONS):
@@ -52,11 +50,20 @@ class MuonAdamW(torch.optim.AdamW):
         params: parameter groups; in those with `muon=True`, matrices and stacks of them, (stack, rows, columns). A
             stack with 4 * `gate_dim` rows, an entry of the group, has four gates one below the other.
         momentum: of Muon, with Nesterov's look ahead.
+        muon_dtype: in which matrices are made orthogonal. bfloat16, which `torch.optim.Muon` always takes, is faster;
+            its rounding lets runs on other numbers of processes drift apart.
         others: as in `torch.optim.AdamW`.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], momentum: float = 0.95, **others: Any):
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        momentum: float = 0.95,
+        muon_dtype: torch.dtype = torch.float32,
+        **others: Any,
+    ):
         super().__init__(params, **others)
+        self.muon_dtype = muon_dtype
         for group in self.param_groups:
             group.setdefault("muon", False)
             group.setdefault("momentum", momentum)
@@ -91,4 +98,4 @@ class MuonAdamW(torch.optim.AdamW):
             matrices = ahead.unflatten(1, (GATES, -1)).flatten(0, 1)
         size = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(orthogonalize(matrices).reshape(parameter.shape), alpha=size)
+        parameter.sub_(orthogonalize(matrices, self.muon_dtype).reshape(parameter.shape), alpha=size)

@@ -194,17 +194,20 @@ class BiRecurrent(nn.Module):
         """`forward` of LSTMs on the CPU by the biLM's own recurrence: both directions at once, and no padding."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
         sides = self.forward_rnn, self.backward_rnn
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            torch.stack([getattr(side, name) for side in sides]).to(dtype)
-            for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        # Both biases are added before they are stacked: gradients of stacked ones would share memory, and a second
+        # backward pass would add to both at once.
+        biases = torch.stack([side.bias_ih_l0 + side.bias_hh_l0 for side in sides])
+        inputs_weights, hidden_weights = (
+            torch.stack([getattr(side, name) for side in sides]) for name in ("weight_ih_l0", "weight_hh_l0")
         )
+        weight_ih, weight_hh, bias = (tensor.to(dtype) for tensor in (inputs_weights, hidden_weights, biases))
         packing = pack(torch.arange(len(mask)) * mask.shape[1], mask.sum(1))
         words = inputs.to(dtype).flatten(0, 1)
         words = torch.stack([words[packing.forward_index], words[packing.backward_index]])  # (2, packed, input_dim)
         hidden = words.new_zeros(2, len(mask), self.forward_rnn.hidden_size)
         cell = hidden.to(torch.promote_types(dtype, torch.float32))
         outputs, _, _ = fused_lstm(
-            words, weight_ih, weight_hh, bias_ih + bias_hh, None, hidden, cell, packing.batch_sizes,
+            words, weight_ih, weight_hh, bias, None, hidden, cell, packing.batch_sizes,
             cell_clip=None, proj_clip=None,
         )  # fmt: skip
         return unpack(outputs, packing, mask.numel()).unflatten(0, mask.shape)

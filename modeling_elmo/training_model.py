@@ -108,7 +108,8 @@ def make_optimizer(args: PretrainingArguments, model: ElmoForPreTraining) -> Opt
     inside = {id(weight) for weight in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     muon = {"params": matrices, "muon": True, "lr": args.muon_learning_rate, "gate_dim": model.config.lstm_dim}
-    return MuonAdamW([{"params": others}, muon], **options)
+    muon_dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    return MuonAdamW([{"params": others}, muon], muon_dtype=muon_dtype, **options)
 
 
 def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LRScheduler:

@@ -67,6 +67,19 @@ def test_recurrent_layer_reads_each_text_to_its_own_end(kind, dtype):
         assert_close(layer(inputs, torch.arange(6) < torch.tensor(lengths)[:, None]), outputs)
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_gradients_of_a_recurrent_layer_add_up(kind):
+    layer = BiRecurrent(kind, 4, 3, dropout=0.0)
+    inputs, mask = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    for _ in range(3):
+        layer(inputs, mask).sum().backward()
+    thrice = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(inputs, mask).sum().backward()
+    for total, parameter in zip(thrice, layer.parameters(), strict=True):
+        assert_close(total, 3 * parameter.grad)
+
+
 def test_recurrent_layer_without_words():
     layer = BiRecurrent(nn.LSTM, 4, 3, dropout=0.0)
     inputs, mask = torch.randn(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
