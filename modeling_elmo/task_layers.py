@@ -193,14 +193,13 @@ class BiRecurrent(nn.Module):
     def _read_packed(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """`forward` of LSTMs on the CPU by the biLM's own recurrence: both directions at once, and no padding."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
-        sides = self.forward_rnn, self.backward_rnn
+        sides = [dict(side.named_parameters()) for side in (self.forward_rnn, self.backward_rnn)]
         # Both biases are added before they are stacked: gradients of stacked ones would share memory, and a second
         # backward pass would add to both at once.
-        biases = torch.stack([side.bias_ih_l0 + side.bias_hh_l0 for side in sides])
-        inputs_weights, hidden_weights = (
-            torch.stack([getattr(side, name) for side in sides]) for name in ("weight_ih_l0", "weight_hh_l0")
+        bias = torch.stack([side["bias_ih_l0"] + side["bias_hh_l0"] for side in sides]).to(dtype)
+        weight_ih, weight_hh = (
+            torch.stack([side[name] for side in sides]).to(dtype) for name in ("weight_ih_l0", "weight_hh_l0")
         )
-        weight_ih, weight_hh, bias = (tensor.to(dtype) for tensor in (inputs_weights, hidden_weights, biases))
         packing = pack(torch.arange(len(mask)) * mask.shape[1], mask.sum(1))
         words = inputs.to(dtype).flatten(0, 1)
         words = torch.stack([words[packing.forward_index], words[packing.backward_index]])  # (2, packed, input_dim)
