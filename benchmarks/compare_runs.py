@@ -12,6 +12,7 @@ from pathlib import Path
 from modeling_elmo.reporting import Line, read_log
 
 Runs = dict[str, list[Line]]
+SIDES = ("forward", "backward")
 COLORS = ("#0b63a5", "#d1601f", "#3c8031", "#7b4fa3", "#8a6d1d")
 
 
@@ -59,16 +60,20 @@ def draw(runs: Runs, levels: dict[str, float], png_file: str) -> None:
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for (name, lines), color in zip(runs.items(), COLORS * len(runs), strict=False):
-        for direction, style in (("forward", "o-"), ("backward", "s--")):
+        for direction, style in zip(SIDES, ("o-", "s--"), strict=True):
             values = [line[f"eval_{direction}_perplexity"] for line in lines]
             words = [line["words"] for line in lines]
-            label = f"{name}, {direction} ({values[-1]:.1f})"
+            label = f"{name}, {direction} ({values[-1]:,.1f})"
             axes.plot(words, values, style, color=color, markersize=3.5, linewidth=1.2, label=label)
     for name, value in levels.items():
         axes.axhline(value, color="0.4", linewidth=1, linestyle=":")
         axes.annotate(f"{name}: {value:g}", (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set(xlabel="words read by each direction", ylabel="validation perplexity per word (log scale)")
     axes.set(yscale="log")
+    # A run that lost lanes at the clip has perplexities of millions, beside which nothing else could be seen.
+    values = [line[f"eval_{side}_perplexity"] for lines in runs.values() for line in lines for side in SIDES]
+    if max(values) > 10 * min(values):
+        axes.set_ylim(0.9 * min(values), 10 * min(values))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
