@@ -295,27 +295,36 @@ def open_source(src: Path | None, given: LegacyFiles) -> Iterator[LegacyFiles]:
 
 def _unpack(src: Path, scratch: Path) -> Path:
     """Unpack the model in a zip archive, such as those of the NLPL repository, and return its folder."""
+    with open_archive(src) as (archive, members):
+        weights = [member for member in members if archive.open(member).read(8) == HDF5_SIGNATURE]
+        folders = {PurePosixPath(member.filename).parent for member in weights}
+        if len(folders) != 1:
+            names = [member.filename for member in weights or members]
+            reason = _other_format(names) if not folders else None
+            reason = reason or f"must have HDF5 weights in one folder, not in {len(folders)}: {listing(names)}"
+            raise ConversionError(f"{src} {reason}")
+        folder = folders.pop()
+        wanted = [member for member in members if PurePosixPath(member.filename).parent == folder]
+        wanted = [m for m in wanted if m in weights or m.filename.endswith((".json", *VOCABULARY_NAMES))]
+        extract(archive, wanted, src, scratch)
+    return scratch / folder
+
+
+@contextmanager
+def open_archive(src: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """A zip archive and what is in it; raises a `ConversionError` if it is damaged or leaves its folder."""
     try:
         with zipfile.ZipFile(src) as archive:
-            members = checked_members(archive, src)
-            weights = [member for member in members if archive.open(member).read(8) == HDF5_SIGNATURE]
-            folders = {PurePosixPath(member.filename).parent for member in weights}
-            if len(folders) != 1:
-                names = [member.filename for member in weights or members]
-                reason = _other_format(names) if not folders else None
-                reason = reason or f"must have HDF5 weights in one folder, not in {len(folders)}: {listing(names)}"
-                raise ConversionError(f"{src} {reason}")
-            folder = folders.pop()
-            wanted = [member for member in members if PurePosixPath(member.filename).parent == folder]
-            wanted = [m for m in wanted if m in weights or m.filename.endswith((".json", *VOCABULARY_NAMES))]
-            if sum(member.file_size for member in wanted) > shutil.disk_usage(scratch).free:
-                raise ConversionError(
-                    f"{src} unpacks to more than the free space of {scratch}: set TMPDIR to another disk"
-                )
-            archive.extractall(scratch, members=wanted)
+            yield archive, checked_members(archive, src)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise ConversionError(f"{src} is damaged or encrypted ({error}): get it again") from error
-    return scratch / folder
+
+
+def extract(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], src: Path, scratch: Path):
+    """Unpack some members; raises a `ConversionError` if they are larger than the disk has room for."""
+    if sum(member.file_size for member in members) > shutil.disk_usage(scratch).free:
+        raise ConversionError(f"{src} unpacks to more than the free space of {scratch}: set TMPDIR to another disk")
+    archive.extractall(scratch, members=members)
 
 
 def checked_members(archive: zipfile.ZipFile, src: Path) -> list[zipfile.ZipInfo]:

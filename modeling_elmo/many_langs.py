@@ -10,11 +10,9 @@ a vector for each frequent word beside the character CNN (`spelling.DictionarySp
 
 import pickle
 import re
-import shutil
 import tempfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,7 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from .allennlp_files import checked_members, read_json
+from .allennlp_files import extract, open_archive, read_json
 from .allennlp_format import ConversionError, ConversionWarning, listing
 from .configuration_elmo import ElmoConfig
 from .spelling import PAD, DictionarySpelling
@@ -95,23 +93,15 @@ def _folder_of(src: Path) -> Iterator[Path]:
         yield src
         return
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            with zipfile.ZipFile(src) as archive:
-                members = checked_members(archive, src)
-                inside = [PurePosixPath(member.filename) for member in members]
-                folders = {path.parent for path in inside if path.name == WEIGHTS[0]}
-                if len(folders) != 1:
-                    raise ConversionError(f"{src} has {len(folders)} models in it: unpack it and convert one of them")
-                folder = folders.pop()
-                wanted = [member for member, path in zip(members, inside, strict=True) if path.parent == folder]
-                wanted = [member for member in wanted if member.filename.endswith((".dic", ".json", ".pkl"))]
-                if sum(member.file_size for member in wanted) > shutil.disk_usage(scratch).free:
-                    raise ConversionError(
-                        f"{src} unpacks to more than the free space of {scratch}: set TMPDIR to another disk"
-                    )
-                archive.extractall(scratch, members=wanted)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-            raise ConversionError(f"{src} is damaged or encrypted ({error}): get it again") from error
+        with open_archive(src) as (archive, members):
+            inside = [PurePosixPath(member.filename) for member in members]
+            folders = {path.parent for path in inside if path.name == WEIGHTS[0]}
+            if len(folders) != 1:
+                raise ConversionError(f"{src} has {len(folders)} models in it: unpack it and convert one of them")
+            folder = folders.pop()
+            wanted = [member for member, path in zip(members, inside, strict=True) if path.parent == folder]
+            wanted = [member for member in wanted if member.filename.endswith((".dic", ".json", ".pkl"))]
+            extract(archive, wanted, src, Path(scratch))
         yield Path(scratch) / folder
 
 
