@@ -31,9 +31,9 @@ class BiattentiveEncoder(nn.Module):
         super().__init__()
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
         self.reduce = nn.Linear(config.hidden_size, dim)
-        self.encoder = BiRecurrent(nn.LSTM, dim, dim, dropout)
+        self.encoder = BiRecurrent(dim, dim, dropout)
         self.project = nn.Linear(6 * dim, dim)
-        self.integrator = BiRecurrent(nn.LSTM, dim, dim, dropout)
+        self.integrator = BiRecurrent(dim, dim, dropout)
         self.pooling = AttentivePooling(2 * dim)
         self.output_dim = 8 * dim
 

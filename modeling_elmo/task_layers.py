@@ -137,12 +137,12 @@ class ElmoTaskModel(ElmoPreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LSTM | nn.GRU):
-            _init_recurrent(module)
+        elif isinstance(module, nn.LSTM):
+            _init_lstm(module)
         super()._init_weights(module)  # behind, since linear layers of the biLM have initial values of their own
 
 
-def _init_recurrent(module: nn.LSTM | nn.GRU):
+def _init_lstm(module: nn.LSTM):
     for name, parameter in module.named_parameters():
         if getattr(parameter, "_is_hf_initialized", False):
             continue  # a slice of it would lose the mark
@@ -153,7 +153,7 @@ def _init_recurrent(module: nn.LSTM | nn.GRU):
                 init.orthogonal_(gate)
         else:
             init.zeros_(parameter)
-            if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
+            if name.startswith("bias_ih"):
                 init.ones_(parameter[module.hidden_size : 2 * module.hidden_size])  # the forget gate
 
 
@@ -163,25 +163,25 @@ def used_layers(config) -> list[int]:
 
 
 class BiRecurrent(nn.Module):
-    """A bidirectional `nn.LSTM` or `nn.GRU` over padded texts of any lengths, with dropout on its input.
+    """A bidirectional `nn.LSTM` over padded texts of any lengths, with dropout on its input.
 
     Each direction reads a text's words and then its padding, which cannot change them. Packed sequences of torch would
     leave the padding out, but their backward pass on the CPU takes time that grows with the square of the length.
-    There LSTMs run as the biLM does, packed in its own way.
+    There it runs as the biLM does, packed in its own way.
     """
 
-    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], input_dim: int, dim: int, dropout: float):
+    def __init__(self, input_dim: int, dim: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.forward_rnn = kind(input_dim, dim, batch_first=True)
-        self.backward_rnn = kind(input_dim, dim, batch_first=True)
+        self.forward_rnn = nn.LSTM(input_dim, dim, batch_first=True)
+        self.backward_rnn = nn.LSTM(input_dim, dim, batch_first=True)
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """(batch, words, input_dim), (batch, words) -> (batch, words, 2 * dim), zeros at padding."""
         if mask.numel() == 0:
             return inputs.new_zeros(*mask.shape, 2 * self.forward_rnn.hidden_size)
         inputs = self.dropout(inputs)
-        if inputs.device.type == "cpu" and type(self.forward_rnn) is nn.LSTM and not is_traced():
+        if inputs.device.type == "cpu" and not is_traced():
             return self._read_packed(inputs, mask)
         steps = torch.arange(mask.shape[1], device=mask.device)
         places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
@@ -191,7 +191,7 @@ class BiRecurrent(nn.Module):
         return torch.cat([ahead, back], dim=2) * mask[..., None]
 
     def _read_packed(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """`forward` of LSTMs on the CPU by the biLM's own recurrence: both directions at once, and no padding."""
+        """`forward` on the CPU by the biLM's own recurrence: both directions at once, and no padding."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
         sides = [dict(side.named_parameters()) for side in (self.forward_rnn, self.backward_rnn)]
         # Both biases are added before they are stacked: gradients of stacked ones would share memory, and a second

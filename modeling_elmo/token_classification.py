@@ -38,7 +38,7 @@ class ElmoForTokenClassification(ElmoTaskModel):
         self.encoder, width = None, config.hidden_size
         if config.head == "recurrent":
             dim = config.head_dim or DEFAULT_DIM
-            self.encoder, width = BiRecurrent(nn.LSTM, width, dim, config.head_dropout), 2 * dim
+            self.encoder, width = BiRecurrent(width, dim, config.head_dropout), 2 * dim
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(width, config.num_labels)
         self.crf = LinearChainCrf(config.num_labels) if config.use_crf else None
