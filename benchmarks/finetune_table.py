@@ -32,10 +32,13 @@ class Cells:
 
 
 # The same for every task and kind of features, unless a task says otherwise behind it.
-COMMON = "--scalar_mix_layer_norm true --feature_dropout 0.2 --learning_rate 2e-3 --seeds 1 2 3 --overwrite_output_dir"
+COMMON = (
+    "--scalar_mix_layer_norm true --feature_dropout 0.2 --learning_rate 2e-3 --seeds 1 2 3 --overwrite_output_dir "
+    "--bf16 true"
+)
 GLUE = "--data_dir {data} --task_name {task} --head_dim 150 --num_train_epochs "
 TASKS = {
-    "sst2": Cells("finetune_glue.py", "validation_accuracy", 0.86, GLUE + "3 --learning_rate 1e-3"),
+    "sst2": Cells("finetune_glue.py", "validation_accuracy", 0.86, GLUE + "2 --learning_rate 1e-3 --seeds 1"),
     "sst5": Cells("finetune_glue.py", "validation_accuracy", 0.43, GLUE + "5"),
     "trec": Cells("finetune_glue.py", "validation_accuracy", 0.93, GLUE + "10"),
     "cola": Cells("finetune_glue.py", "validation_matthews_correlation", 0.15, GLUE + "8"),
@@ -52,7 +55,7 @@ TASKS = {
     "squad": Cells(
         "finetune_squad.py", "validation_f1", 50.0,  # of 100, as the official evaluation counts
         "--train_file {data}/squad/train.jsonl.gz --validation_file {data}/squad/validation.jsonl.gz "
-        "--num_train_epochs 4 --seeds 1",
+        "--num_train_epochs 2 --seeds 1 --train_sampling_strategy group_by_length",
     ),
 }  # fmt: skip
 FEATURES = {
