@@ -109,9 +109,9 @@ def read_checkpoint(index: Path) -> dict[str, Variable]:
     try:
         table = _read_table(index.read_bytes())
         key, value = next(table, (b"", b""))
-        header = _parse(value, {1: int, 2: int})
+        header = {} if key else _parse(value, {1: int, 2: int})
         shards = header.get(1, [0])[0]
-        if key or not shards:
+        if not shards:
             raise ValueError("it has no header: a table of another kind, or a checkpoint older than TensorFlow 0.12")
         if header.get(2):
             raise ValueError("it was written on a big-endian machine, whose numbers are not read")
