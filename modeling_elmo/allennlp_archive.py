@@ -7,8 +7,8 @@ the names of those modules. Here they become datasets of the HDF5 file again:
 |---|---|
 | `_token_embedder._char_embedding_weights` | `char_embed` below a row of zeros for the mask |
 | `_token_embedder.char_conv_{i}` | `CNN/W_cnn_{i}` without its height, axes turned around, as Conv1d has them |
-| `_token_embedder._highways._layers.{i}` | `W_transform` above minus `W_carry`, transposed: this gate says how much is |
-| | kept of the input, the original's how much is transformed, and sigmoid(-x) = 1 - sigmoid(x) |
+| `_token_embedder._highways._layers.{i}` | `W_transform` above minus `W_carry`, transposed: this gate says how much |
+| | is kept of the input, the original's how much is transformed, and sigmoid(-x) = 1 - sigmoid(x) |
 | `_token_embedder._projection` | `CNN_proj/W_proj`, transposed |
 | `_elmo_lstm.{forward,backward}_layer_{j}.input_linearity` | upper rows of `W_0`, transposed, gates i, f, g, o |
 | `....state_linearity` | lower rows of `W_0`, the same; `B` with the forget bias of 1.0 added |

@@ -97,7 +97,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
             with _open_hdf5(files.token_embeddings) as table:
                 cells = {name: data for name, data in datasets.items() if name.startswith(("RNN", "rnn"))}
                 datasets = cells | {name: np.asarray(data) for name, data in _datasets(table).items()}
-        elif get_option(options, "share_embedding_softmax") and "embedding" in datasets:
+        elif get_option(options, "share_embedding_softmax") and {"embedding", "softmax/b"} <= datasets.keys():
             datasets["softmax/W"] = datasets["embedding"]
         word_dataset = "embedding" if use_words else "char_embed"
         if word_dataset not in datasets:

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints: files that it wrote itself (`bilm_tf_checkpoint/make.py`), and what is said of damaged ones."""
+"""TensorFlow's checkpoints: files that it wrote itself (`bilm_tf_checkpoint/make.py`), and damaged ones."""
 
 import sys
 from pathlib import Path
