@@ -400,6 +400,8 @@ def _other_format(paths: Iterable[Path]) -> str | None:
             "is a SavedModel of TensorFlow's, as on TF-Hub, which is not read: give options.json with HDF5 weights, or "
             "the checkpoint of bilm-tf's trainer"
         )
+    if {"encoder.pkl", "token_embedder.pkl"} <= files.keys():
+        return "is an ELMoForManyLangs model: give its folder or a zip archive of it, and no other files"
     if {"encoder.pkl", "token_embedder.pkl", "char.dic"} & files.keys():
         return "is an ELMoForManyLangs model that is not whole: it needs encoder.pkl, token_embedder.pkl and char.dic"
     if "tokenizer_config.json" in files or (

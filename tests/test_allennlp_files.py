@@ -152,6 +152,7 @@ def test_bad_vocabularies(legacy, dst):
     ("files", "message"),
     [
         ({"encoder.pkl": b"", "char.dic": b"", "config.json": b"{}"}, r"ELMoForManyLangs.*encoder\.pkl"),
+        ({"encoder.pkl": b"", "token_embedder.pkl": b""}, r"ELMoForManyLangs model: give .* and no other files"),
         ({"options.json": b'{"lstm": {}}', "checkpoint": b""}, r"checkpoint that is not whole \(checkpoint\).*\.index"),
         ({"model.ckpt-10.meta": b""}, r"checkpoint that is not whole \(model\.ckpt-10\.meta\)"),
         ({"model.ckpt-9.data-00000-of-00001": b"x"}, r"checkpoint that is not whole"),

@@ -198,12 +198,8 @@ def test_what_is_left_out_is_told(tmp_path, dst):
 def test_the_loss_of_the_original_trainer(shared, softmax, tmp_path, dst):
     """The weights from which it set out, saved and converted, have the loss that it recorded at its first step."""
     recorded = np.load(shared / f"fixtures/bilm_tf_training/ref_train_{softmax}.npz")
-    prefix, suffix = "init/", ":0"
-    variables = {
-        name.removeprefix(prefix).removesuffix(suffix): recorded[name]
-        for name in recorded.files
-        if name.startswith(prefix)
-    }
+    names = [name for name in recorded.files if name.startswith("init/")]
+    variables = {name.removeprefix("init/").removesuffix(":0"): recorded[name] for name in names}
     options = json.loads(str(recorded["options"]))
     save(tmp_path / "saved", options, variables)
     words = [*VOCABULARY[:3], *(f"word{number}" for number in range(3, options["n_tokens_vocab"]))]
