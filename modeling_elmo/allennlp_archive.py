@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .allennlp_files import LegacyElmo, LegacyFiles, checked_values, read_json
+from .allennlp_files import LegacyElmo, LegacyFiles, check_vocabulary, checked_values, read_json, read_vocabulary
 from .allennlp_format import (
     KINDS,
     LSTM_CELL,
@@ -49,26 +49,30 @@ def read_archived(files: LegacyFiles) -> LegacyElmo:
     Raises:
         `ConversionError`: files that are damaged, contradict each other, or have no ELMo or several.
     """
-    assert files.options and files.weights
-    options, state = read_json(files.options), read_state_dict(files.weights)
+    options_file, weights = files.required()
+    if files.token_embeddings:
+        raise ConversionError(f"{weights} is an AllenNLP model: token embeddings go with HDF5 weights only")
+    options, state = read_json(options_file), read_state_dict(weights)
     elmos = [name.removesuffix(CHARACTERS) for name in state if name.endswith(CHARACTERS)]
     if len(elmos) != 1:
         found = "several ELMos" if elmos else "no ELMo with characters"
-        raise ConversionError(f"{files.weights} has {found}, but one is needed; it has {listing(elmos or state)}")
+        raise ConversionError(f"{weights} has {found}, but one is needed; it has {listing(elmos or state)}")
     elmo = {name.removeprefix(elmos[0]): tensor for name, tensor in state.items() if name.startswith(elmos[0])}
-    datasets = _datasets(elmo, files.weights)
+    datasets = _datasets(elmo, weights)
     config = infer_config({name: data.shape for name, data in datasets.items()}, options, use_words=False)
     if not config.use_skip_connections:
-        raise ConversionError(f"{files.options}: use_skip_connections must be true, for AllenNLP has no others")
+        raise ConversionError(f"{options_file}: use_skip_connections must be true, for AllenNLP has no others")
     config.forget_bias = 0.0  # it is in the biases
     values = {name: checked_values(name, datasets[name]) for name in dataset_shapes(config)}
     mix = _scalar_mix(elmo, config.num_hidden_layers + 1)
-    model = files.weights.with_name("config.json")
-    if mix and model.is_file() and re.search(r'"do_layer_norm":\s*true', model.read_text(encoding="utf-8")):
+    model = weights.with_name("config.json")
+    if mix and model.is_file() and re.search(r'"do_layer_norm":\s*true', model.read_text("utf-8", "replace")):
         config.scalar_mix_layer_norm = True
         text = "the layers are normalised before they are mixed: here word by word, in AllenNLP over the whole batch"
         warnings.warn(text, ConversionWarning, stacklevel=2)
-    return LegacyElmo(config, {**from_datasets(values, config), **mix}, None, files)
+    vocabulary = read_vocabulary(files.vocab) if files.vocab else None
+    check_vocabulary(config, vocabulary, options.get("n_tokens_vocab"))
+    return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

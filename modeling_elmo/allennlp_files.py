@@ -54,6 +54,12 @@ class LegacyFiles(NamedTuple):
     vocab: Path | None = None
     token_embeddings: Path | None = None
 
+    def required(self) -> tuple[Path, Path]:
+        """Options and weights; raises a `ConversionError` if one is missing."""
+        if not self.options or not self.weights:
+            raise ConversionError("a model has an options JSON and a file of weights: give --options and --weights")
+        return self.options, self.weights
+
 
 class LegacyElmo(NamedTuple):
     """A legacy model in our terms.
@@ -81,16 +87,15 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
     Raises:
         `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
     """
-    if not files.options or not files.weights:
-        raise ConversionError("a model has an options JSON and a file of weights: give --options and --weights")
-    options = read_json(files.options)
+    options_file, weights = files.required()
+    options = read_json(options_file)
     use_words = bool(files.token_embeddings) or get_option(options, "char_cnn") is None
     if get_option(options, "bidirectional", True) is not True:
         raise ConversionError(
-            f"{files.options}: bidirectional is {options['bidirectional']}, but ELMo needs both directions: a "
+            f"{options_file}: bidirectional is {options['bidirectional']}, but ELMo needs both directions: a "
             "unidirectional language model cannot be converted"
         )
-    with _open_weights(files.weights) as datasets:
+    with _open_weights(weights) as datasets:
         if files.token_embeddings:
             if has_softmax(datasets):
                 warnings.warn("the softmax was left out, for its words may be others", ConversionWarning, stacklevel=2)
@@ -103,7 +108,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
         if word_dataset not in datasets:
             needed_by = "words, which are looked up without char_cnn in the options" if use_words else "char_cnn"
             raise ConversionError(
-                f"{files.token_embeddings or files.weights} has no dataset {word_dataset!r} for {needed_by}: use the "
+                f"{files.token_embeddings or weights} has no dataset {word_dataset!r} for {needed_by}: use the "
                 "options that belong to these weights, or give a table of words with --token_embeddings"
             )
         config = infer_config({name: data.shape for name, data in datasets.items()}, options, use_words)
@@ -111,7 +116,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
     vocabulary = read_vocabulary(files.vocab) if files.vocab else None
     if has_softmax(values):
         _check_softmax_vocabulary(config, vocabulary)
-    _check_vocabulary(config, vocabulary, None if files.token_embeddings else options.get("n_tokens_vocab"))
+    check_vocabulary(config, vocabulary, None if files.token_embeddings else options.get("n_tokens_vocab"))
     return LegacyElmo(config, from_datasets(values, config), vocabulary, files)
 
 
@@ -131,7 +136,7 @@ def write_allennlp(legacy: LegacyElmo, folder: Path):
         (folder / "vocab.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _check_vocabulary(config: ElmoConfig, vocabulary: list[str] | None, n_tokens_vocab: int | None):
+def check_vocabulary(config: ElmoConfig, vocabulary: list[str] | None, n_tokens_vocab: int | None):
     """Compare the vocabulary with the word table and with the options, and set `config.lm_vocab_size` to its length."""
     if not config.cnn_filters:
         rows = (config.word_vocab_size or 1) - 1
@@ -307,16 +312,15 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
         text = f"{folder} has a checkpoint too, which was not read: it has the softmax, and is chosen with --weights"
         warnings.warn(text, ConversionWarning, stacklevel=3)
     if not weights:
-        found = (
-            f"holds no weights of a known kind, only {listing(path.name for path in paths)}" if paths else "is empty"
-        )
-        raise ConversionError(" ".join([f"{folder} {_other_format(paths) or found}", *problems]))
-    options = given.options or (_archived_options(folder) if weights.name in ARCHIVED_WEIGHTS else only("options"))
+        found = f"holds no weights of a known kind, only {listing(path.name for path in paths)}"
+        found = _other_format(paths) or (found if paths else "is empty")
+        raise ConversionError(" ".join([f"{folder} {found}", *problems]))
+    options = given.options or only("options")
+    if not options and weights.name in ARCHIVED_WEIGHTS:
+        options = _archived_options(weights.parent)
     if not options:
-        text = "which tells what weights do not: the activation, the clips and the length of words"
-        raise ConversionError(
-            " ".join([f"{folder} has no options JSON for {weights.name}, {text}: give it with --options.", *problems])
-        )
+        text = f"{folder} has no options JSON for {weights.name}, which tells what weights do not: the activation, the "
+        raise ConversionError(" ".join([text + "clips and the length of words. Give it with --options.", *problems]))
     token_embeddings = given.token_embeddings
     if not token_embeddings and get_option(read_json(options), "char_cnn") is None:
         token_embeddings = only("token_embeddings")
@@ -359,7 +363,7 @@ def _archived_options(folder: Path) -> Path:
         return found[0]
     if found:
         raise ConversionError(f"{folder} has several ELMos: {listing(path.name for path in found)}, not one")
-    named = re.findall(r'"options_file":\s*"([^"]+)"', (folder / "config.json").read_text(encoding="utf-8"))
+    named = re.findall(r'"options_file":\s*"([^"]+)"', (folder / "config.json").read_text("utf-8", "replace"))
     where = f"its config.json names {listing(dict.fromkeys(named))}" if named else "its config.json names none"
     raise ConversionError(f"{folder} is an AllenNLP model without the options of an ELMo ({where}): give --options")
 

@@ -116,6 +116,8 @@ def read_checkpoint(index: Path) -> dict[str, Variable]:
         if header.get(2):
             raise ValueError("it was written on a big-endian machine, whose numbers are not read")
         return {name.decode("utf-8"): _variable(name.decode("utf-8"), entry, index, shards) for name, entry in table}
+    except ConversionError:
+        raise
     except (ValueError, OSError) as error:  # both of UTF-8 and of the format; OSError: snappy
         raise ConversionError(f"{index} cannot be read as the index of a checkpoint ({error})") from error
 

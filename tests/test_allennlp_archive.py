@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from legacy_files import OPTIONS, assert_refused, changed, layers_of, random_datasets, write_legacy
+from legacy_files import OPTIONS, VOCABULARY, assert_refused, changed, layers_of, random_datasets, write_legacy
 from numpy_reference import character_rows, elmo_layers
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
@@ -107,6 +107,11 @@ def test_unpacked_and_other_places(tmp_path, dst, capsys):
         torch.testing.assert_close(read.state_dict, expected, rtol=0, atol=0)
     read = convert_from_allennlp(None, dst, options=options, weights=tmp_path / "unpacked" / "best.th", overwrite=True)
     torch.testing.assert_close(read.state_dict, expected, rtol=0, atol=0)
+    vocab = tmp_path / "legacy" / "vocab.txt"
+    assert convert_from_allennlp(archive, dst, options=options, vocab=vocab, overwrite=True).vocabulary == VOCABULARY
+    (tmp_path / "unpacked" / "options.json").write_bytes(options.read_bytes())
+    convert_from_allennlp(tmp_path / "unpacked", dst, overwrite=True)
+    assert_refused(tmp_path / "unpacked", tmp_path / "none", "go with HDF5 weights only", token_embeddings=vocab)
     assert main([str(archive), str(tmp_path / "none")]) == 2
     error = capsys.readouterr().err
     assert f"its config.json names {URL}): give --options" in error and error.count("\n") == 1

@@ -122,7 +122,7 @@ def test_damaged_files(legacy, dst):
         (b'{"lstm": ', r"options\.json is no valid JSON"),
         (b"\xff\xfe", r"options\.json is no valid JSON"),
         (b"[1]", r"options\.json must hold a JSON object"),
-        (b"{}", r"legacy has no options JSON for weights\.hdf5, .* --options\.$"),
+        (b"{}", r"legacy has no options JSON for weights\.hdf5, .* Give it with --options\.$"),
     ]:
         (legacy / "options.json").write_bytes(content)
         assert_refused(legacy, dst, message)
