@@ -38,7 +38,7 @@ from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoi
 from .tokenization_elmo import END_OF_LEGACY_VOCABULARY
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-FASTTEXT_SIGNATURE = (793712314).to_bytes(4, "little")  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
+FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
 # The weights of an AllenNLP model: in its archive, and in the folder in which it was trained.
 ARCHIVED_WEIGHTS = ("weights.th", "best.th")
 
