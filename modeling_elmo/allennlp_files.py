@@ -1,21 +1,18 @@
-"""The files of published ELMo weights: found in a folder or a zip archive, read, checked and written.
+"""The files of published ELMo weights: found in a folder or an archive, read, checked and written.
 
 Both bilm-tf and AllenNLP (`ElmoLstm.load_weights`) read an options JSON and an HDF5 file, and the NLPL repository
-(vectors.nlpl.eu/repository) ships the two with a vocabulary in a zip archive. `allennlp_format` tells what is in them.
+(vectors.nlpl.eu/repository) ships the two with a vocabulary in a zip archive. bilm-tf's trainer leaves the same options
+with a checkpoint of TensorFlow's, which has the softmax too. `allennlp_format` tells what is in them.
 """
 
 import gzip
 import json
 import re
-import shutil
-import stat
-import tempfile
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,32 +21,52 @@ from torch import Tensor
 from .allennlp_format import (
     ConversionError,
     ConversionWarning,
+    dataset_name,
     dataset_shapes,
     from_datasets,
+    from_variables,
     get_option,
+    has_softmax,
     infer_config,
     listing,
     to_datasets,
     to_options,
 )
+from .archives import is_archive, unpacked
 from .configuration_elmo import ElmoConfig
+from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoint
 from .tokenization_elmo import END_OF_LEGACY_VOCABULARY
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-VOCABULARY_NAMES = ("vocab.txt", "vocab.txt.gz")
+FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
+# The weights of an AllenNLP model: in its archive, and in the folder in which it was trained.
+ARCHIVED_WEIGHTS = ("weights.th", "best.th")
 
 
 class LegacyFiles(NamedTuple):
-    """The files of a legacy model: options JSON, HDF5 weights and, optionally, vocabulary and token embeddings."""
+    """The files of a legacy model: options JSON, weights and, optionally, vocabulary and token embeddings.
+
+    `weights`: an HDF5 file, the index of a TensorFlow checkpoint, or the `weights.th` of an AllenNLP model.
+    """
 
     options: Path | None = None
     weights: Path | None = None
     vocab: Path | None = None
     token_embeddings: Path | None = None
 
+    def required(self) -> tuple[Path, Path]:
+        """Options and weights; raises a `ConversionError` if one is missing."""
+        if not self.options or not self.weights:
+            raise ConversionError("a model has an options JSON and a file of weights: give --options and --weights")
+        return self.options, self.weights
+
 
 class LegacyElmo(NamedTuple):
-    """A legacy model in our terms: the parameters of an `ElmoModel` but its scalar mix, by name, in float32."""
+    """A legacy model in our terms.
+
+    `state_dict`: the parameters of an `ElmoModel`, by name, in float32; the scalar mix only if it has one. With a
+        softmax, `lm_head.weight` and `lm_head.bias` of an `ElmoForPreTraining` too.
+    """
 
     config: ElmoConfig
     state_dict: dict[str, Tensor]
@@ -70,32 +87,36 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
     Raises:
         `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
     """
-    if not files.options or not files.weights:
-        raise ConversionError("a model has an options JSON and an HDF5 file of weights: give --options and --weights")
-    options = read_json(files.options)
+    options_file, weights = files.required()
+    options = read_json(options_file)
     use_words = bool(files.token_embeddings) or get_option(options, "char_cnn") is None
     if get_option(options, "bidirectional", True) is not True:
         raise ConversionError(
-            f"{files.options}: bidirectional is {options['bidirectional']}, but ELMo needs both directions: a "
+            f"{options_file}: bidirectional is {options['bidirectional']}, but ELMo needs both directions: a "
             "unidirectional language model cannot be converted"
         )
-    with _open_hdf5(files.weights) as file:
-        datasets = _datasets(file)
+    with _open_weights(weights) as datasets:
         if files.token_embeddings:
+            if has_softmax(datasets):
+                warnings.warn("the softmax was left out, for its words may be others", ConversionWarning, stacklevel=2)
             with _open_hdf5(files.token_embeddings) as table:
                 cells = {name: data for name, data in datasets.items() if name.startswith(("RNN", "rnn"))}
                 datasets = cells | {name: np.asarray(data) for name, data in _datasets(table).items()}
+        elif get_option(options, "share_embedding_softmax") and {"embedding", "softmax/b"} <= datasets.keys():
+            datasets["softmax/W"] = datasets["embedding"]
         word_dataset = "embedding" if use_words else "char_embed"
         if word_dataset not in datasets:
             needed_by = "words, which are looked up without char_cnn in the options" if use_words else "char_cnn"
             raise ConversionError(
-                f"{files.token_embeddings or files.weights} has no dataset {word_dataset!r} for {needed_by}: use the "
+                f"{files.token_embeddings or weights} has no dataset {word_dataset!r} for {needed_by}: use the "
                 "options that belong to these weights, or give a table of words with --token_embeddings"
             )
         config = infer_config({name: data.shape for name, data in datasets.items()}, options, use_words)
-        values = {name: _values(name, datasets[name]) for name in dataset_shapes(config)}
+        values = {name: checked_values(name, datasets[name]) for name in dataset_shapes(config, has_softmax(datasets))}
     vocabulary = read_vocabulary(files.vocab) if files.vocab else None
-    _check_vocabulary(config, vocabulary, None if files.token_embeddings else options.get("n_tokens_vocab"))
+    if has_softmax(values):
+        _check_softmax_vocabulary(config, vocabulary)
+    check_vocabulary(config, vocabulary, None if files.token_embeddings else options.get("n_tokens_vocab"))
     return LegacyElmo(config, from_datasets(values, config), vocabulary, files)
 
 
@@ -115,7 +136,7 @@ def write_allennlp(legacy: LegacyElmo, folder: Path):
         (folder / "vocab.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _check_vocabulary(config: ElmoConfig, vocabulary: list[str] | None, n_tokens_vocab: int | None):
+def check_vocabulary(config: ElmoConfig, vocabulary: list[str] | None, n_tokens_vocab: int | None):
     """Compare the vocabulary with the word table and with the options, and set `config.lm_vocab_size` to its length."""
     if not config.cnn_filters:
         rows = (config.word_vocab_size or 1) - 1
@@ -131,6 +152,18 @@ def _check_vocabulary(config: ElmoConfig, vocabulary: list[str] | None, n_tokens
             text = f"options: n_tokens_vocab is {n_tokens_vocab}, but the vocabulary has {len(vocabulary)} lines: "
             warnings.warn(text + "the vocabulary is used", ConversionWarning, stacklevel=3)
         config.lm_vocab_size = len(vocabulary)
+
+
+def _check_softmax_vocabulary(config: ElmoConfig, vocabulary: list[str] | None):
+    """Insist on a word for each row of the softmax."""
+    if vocabulary is None:
+        text = "there is no vocabulary, so that no one knows which words the softmax predicts: give it with --vocab"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    elif len(vocabulary) != config.lm_vocab_size:
+        raise ConversionError(
+            f"the softmax predicts {config.lm_vocab_size} words, but the vocabulary has {len(vocabulary)} lines: give "
+            "the one that the model was trained with, with --vocab"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -155,6 +188,23 @@ def read_vocabulary(path: Path) -> list[str]:
         raise ConversionError(f"{path} cannot be read as a vocabulary in UTF-8, one word a line ({error})") from error
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     return [line for line in lines if line != END_OF_LEGACY_VOCABULARY]
+
+
+@contextmanager
+def _open_weights(path: Path) -> Iterator[dict[str, Any]]:
+    """All datasets of an HDF5 file or of a checkpoint by name, unread."""
+    if path.is_file() and is_index(path):
+        variables = read_checkpoint(path)
+        datasets = from_variables(variables)
+        if not datasets:
+            text = (
+                "is a checkpoint of another model than bilm-tf's, whose variables are lm/char_embed and so on; it has"
+            )
+            raise ConversionError(f"{path} {text} {listing(variables)}")
+        yield datasets
+    else:
+        with _open_hdf5(path) as file:
+            yield _datasets(file)
 
 
 @contextmanager
@@ -183,13 +233,11 @@ def _datasets(file: Any) -> dict[str, Any]:
     """All datasets of an open HDF5 file by name, unread."""
     nodes: dict[str, Any] = {}
     file.visititems(nodes.__setitem__)
-    datasets = {name: node for name, node in nodes.items() if hasattr(node, "shape")}
-    # The trainer of bilm-tf wraps two and more layers into a MultiRNNCell, but not a single one.
-    single, wrapped = re.compile(r"^(RNN_[01]/RNN)/LSTMCell/"), r"\1/MultiRNNCell/Cell0/LSTMCell/"
-    return {single.sub(wrapped, name): dataset for name, dataset in datasets.items()}
+    return {dataset_name(name): node for name, node in nodes.items() if hasattr(node, "shape")}
 
 
-def _values(name: str, dataset: Any) -> np.ndarray:
+def checked_values(name: str, dataset: Any) -> np.ndarray:
+    """The values of a dataset in float32; raises a `ConversionError` if they are no finite floating-point numbers."""
     if not np.issubdtype(dataset.dtype, np.floating):
         raise ConversionError(f"dataset {name!r} holds {dataset.dtype}, not floating-point numbers: no weights")
     if dataset.dtype != np.float32:
@@ -205,48 +253,89 @@ def _values(name: str, dataset: Any) -> np.ndarray:
 # Finding
 
 
-def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
-    """Add to the files given those in a folder: options and HDF5 files by their content, the vocabulary by its name.
+@contextmanager
+def open_source(src: Path | None, given: LegacyFiles) -> Iterator[LegacyFiles]:
+    """The files of a folder or of an archive (unpacked while the context lasts), or only those given.
 
-    Token embeddings are taken from the folder only if the options have no `char_cnn`.
+    Args:
+        src: a folder, a zip or tar archive, or a checkpoint: a prefix such as `folder/model.ckpt-10`, or a file of it.
+        given: files that win over those found; `weights` may be such a prefix.
 
     Raises:
-        `ConversionError`: none or several candidates for one role, or a folder of another kind.
+        `ConversionError`: none or several candidates for one role, or a source of another kind.
     """
-    candidates: dict[str, list[Path]] = {"options": [], "weights": [], "token_embeddings": []}
+    if given.weights:
+        given = given._replace(weights=index_of(given.weights) or given.weights)
+    if src is None:
+        yield given
+    elif src.is_dir():
+        yield find_files(src, given)
+    elif index := index_of(src):
+        yield find_files(src.parent, given._replace(weights=given.weights or index))
+    elif not src.exists():
+        raise ConversionError(f"{src} does not exist; it must be a folder, an archive or a checkpoint on this machine")
+    elif is_archive(src):
+        with unpacked(src) as folder:
+            yield find_files(_model_folder(folder), given)
+    else:
+        reason = "is neither a folder nor an archive: give the model's files with --options and --weights"
+        raise ConversionError(f"{src} {_other_format([src]) or reason}")
+
+
+def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
+    """Add to the files given those in a folder: options and weights by their content, the vocabulary by its name.
+
+    Token embeddings are taken from the folder only if the options have no `char_cnn`.
+    """
+    candidates: dict[str, list[Path]] = {"options": [], "weights": [], "checkpoint": [], "token_embeddings": []}
     problems = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    paths = sorted(folder.iterdir())
+    for path in paths:
         try:
             if role := _role(path):
                 candidates[role].append(path)
         except ConversionError as error:
             problems.append(str(error))
 
-    def only(role: str) -> Path | None:
+    def only(role: str, flag: str | None = None) -> Path | None:
         if len(candidates[role]) > 1:
             names = listing(path.name for path in candidates[role])
-            raise ConversionError(f"{folder} has several files of {role}: {names}. Name the right one with --{role}")
+            raise ConversionError(
+                f"{folder} has several files of {role}: {names}. Name the right one with --{flag or role}"
+            )
         return candidates[role][0] if candidates[role] else None
 
-    weights, options = given.weights or only("weights"), given.options or only("options")
-    if not weights or not options:
-        missing = "HDF5 file of weights" if not weights else "options JSON"
-        names = [path.name for path in sorted(folder.iterdir())]
-        reason = None if weights else _other_format(names)
-        reason = reason or " ".join([f"has no {missing}. It holds: {listing(names)}.", *problems])
-        raise ConversionError(f"{folder} {reason}")
+    weights = given.weights or only("weights")
+    if not weights and candidates["checkpoint"]:
+        weights = last_index(folder) or only("checkpoint", "weights")
+    elif candidates["checkpoint"] and not given.weights:
+        text = f"{folder} has a checkpoint too, which was not read: it has the softmax, and is chosen with --weights"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    if not weights:
+        found = f"holds no weights of a known kind, only {listing(path.name for path in paths)}"
+        found = _other_format(paths) or (found if paths else "is empty")
+        raise ConversionError(" ".join([f"{folder} {found}", *problems]))
+    options = given.options or only("options")
+    if not options and weights.name in ARCHIVED_WEIGHTS:
+        options = _archived_options(weights.parent)
+    if not options:
+        text = f"{folder} has no options JSON for {weights.name}, which tells what weights do not: the activation, the "
+        raise ConversionError(" ".join([text + "clips and the length of words. Give it with --options.", *problems]))
     token_embeddings = given.token_embeddings
     if not token_embeddings and get_option(read_json(options), "char_cnn") is None:
         token_embeddings = only("token_embeddings")
-    vocab = given.vocab or next((folder / name for name in VOCABULARY_NAMES if (folder / name).is_file()), None)
-    return LegacyFiles(options, weights, vocab, token_embeddings)
+    return LegacyFiles(options, weights, given.vocab or _vocabulary(paths), token_embeddings)
 
 
 def _role(path: Path) -> str | None:
-    """Which field of `LegacyFiles` a file is made for, judged by its content."""
-    with path.open("rb") as file:
-        start = file.read(len(HDF5_SIGNATURE))
-    if start == HDF5_SIGNATURE or path.suffix in (".hdf5", ".h5"):
+    """Which field of `LegacyFiles` a file is made for, judged by its content; `"checkpoint"` for the index of one."""
+    if not path.is_file():
+        return None
+    if _is_archived(path):
+        return "weights"
+    if is_index(path):
+        return "checkpoint"
+    if is_hdf5(path) or path.suffix in (".hdf5", ".h5"):
         with _open_hdf5(path) as file:
             names = set(file)
         if names == {"embedding"}:
@@ -257,88 +346,84 @@ def _role(path: Path) -> str | None:
     return None
 
 
-def _other_format(names: Iterable[str]) -> str | None:
-    """What a folder or an archive with files of these names is, if it is known and not of this format."""
-    names = [PurePosixPath(name).name for name in names]
-    if {"encoder.pkl", "token_embedder.pkl", "char.dic"} & set(names):
+def _vocabulary(paths: list[Path]) -> Path | None:
+    """`vocab.txt`, or what is called like it (`vocab-2016-09-10.txt`), plain or gzipped."""
+    found = [path for path in paths if re.fullmatch(r"vocab.*\.txt(\.gz)?", path.name) and path.is_file()]
+    plain = [path for path in found if path.name in ("vocab.txt", "vocab.txt.gz")]
+    if len(found) > 1 and not plain:
+        names = listing(path.name for path in found)
+        raise ConversionError(f"{found[0].parent} has several vocabularies: {names}. Name the right one with --vocab")
+    return next(iter([*plain, *found]), None)
+
+
+def _archived_options(folder: Path) -> Path:
+    """The options of the ELMo in an AllenNLP model; its archive has the files that its config.json names in `fta`."""
+    found = sorted(folder.glob("fta/*options_file"))
+    if len({path.read_bytes() for path in found}) == 1:
+        return found[0]
+    if found:
+        raise ConversionError(f"{folder} has several ELMos: {listing(path.name for path in found)}, not one")
+    named = re.findall(r'"options_file":\s*"([^"]+)"', (folder / "config.json").read_text("utf-8", "replace"))
+    where = f"its config.json names {listing(dict.fromkeys(named))}" if named else "its config.json names none"
+    raise ConversionError(f"{folder} is an AllenNLP model without the options of an ELMo ({where}): give --options")
+
+
+def _model_folder(folder: Path) -> Path:
+    """The one folder with weights among all that was unpacked."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    kinds = (
+        {path.parent for path in paths if _is_archived(path)},  # may have the HDF5 file that it was made from beside it
+        {path.parent for path in paths if is_hdf5(path)},
+        {path.parent for path in paths if is_index(path) and not path.parent.with_name("saved_model.pb").exists()},
+    )
+    folders = next(filter(None, kinds), set())
+    names = listing(path.relative_to(folder) for path in paths)
+    if len(folders) > 1:
+        raise ConversionError(f"{folder} must have weights in one folder, not in {len(folders)}: {names}")
+    if not folders:
+        raise ConversionError(f"{folder} {_other_format(paths) or f'holds no weights of a known kind, only {names}'}")
+    return folders.pop()
+
+
+def _is_archived(path: Path) -> bool:
+    """Whether a file is the weights of an AllenNLP model."""
+    return path.name in ARCHIVED_WEIGHTS and path.with_name("config.json").is_file()
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    with path.open("rb") as file:
+        return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
+def _other_format(paths: Iterable[Path]) -> str | None:
+    """What a folder or an archive with these files is, if it is known and cannot be read."""
+    files = {path.name: path for path in paths if path.is_file()}
+    if {"saved_model.pb", "tfhub_module.pb"} & files.keys():
+        return (
+            "is a SavedModel of TensorFlow's, as on TF-Hub, which is not read: give options.json with HDF5 weights, or "
+            "the checkpoint of bilm-tf's trainer"
+        )
+    if {"encoder.pkl", "token_embedder.pkl"} <= files.keys():
+        return "is an ELMoForManyLangs model: give its folder or a zip archive of it, and no other files"
+    if {"encoder.pkl", "token_embedder.pkl", "char.dic"} & files.keys():
         return "is an ELMoForManyLangs model that is not whole: it needs encoder.pkl, token_embedder.pkl and char.dic"
-    if {"config.json", "tokenizer_config.json"} & set(names):
+    if "tokenizer_config.json" in files or (
+        "config.json" in files and b"model_type" in files["config.json"].read_bytes()
+    ):
         return "is a transformers folder, which needs no conversion; with --to-allennlp it is converted back"
-    if "checkpoint" in names or any(re.match(r"model\.ckpt.*\.(index|meta|data)", name) for name in names):
-        return "is a TensorFlow checkpoint (model.ckpt-*): write HDF5 weights with bilm-tf's bin/dump_weights.py first"
-    if pickles := [name for name in names if name.endswith((".pkl", ".bin", ".pt", ".pth", ".th", ".ckpt"))]:
-        return f"holds pickled weights ({listing(pickles)}), which are not read: pickles can run code"
+    if parts := [name for name in files if name == "checkpoint" or re.search(r"\.ckpt.*\.(meta|data)", name)]:
+        return f"has a TensorFlow checkpoint that is not whole ({listing(parts)}): it needs its .index and .data files"
+    if vectors := [name for name, path in files.items() if name.endswith((".vec", ".vec.gz")) or _is_fasttext(path)]:
+        return f"holds vectors of fastText ({listing(vectors)}), which are the same in every context: no ELMo"
+    if pickles := [name for name in files if name.endswith((".pkl", ".bin", ".pt", ".pth", ".th", ".ckpt"))]:
+        return (
+            f"holds pickled weights of no known kind ({listing(pickles)}): AllenNLP's are weights.th beside "
+            "config.json, ELMoForManyLangs' encoder.pkl and token_embedder.pkl"
+        )
     return None
 
 
-@contextmanager
-def open_source(src: Path | None, given: LegacyFiles) -> Iterator[LegacyFiles]:
-    """The files of a folder or of a zip archive (unpacked while the context lasts), or only those given."""
-    if src is None:
-        yield given
-    elif src.is_dir():
-        yield find_files(src, given)
-    elif not src.exists():
-        raise ConversionError(f"{src} does not exist; it must be a folder or a zip archive on this machine")
-    elif zipfile.is_zipfile(src):
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                yield find_files(_unpack(src, Path(scratch)), given)
-            except ConversionError as error:
-                raise ConversionError(str(error).replace(scratch, str(src))) from error
-    else:
-        with src.open("rb") as file:
-            is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-        reason = "is neither a folder nor a zip archive: give the model's files with --options and --weights"
-        raise ConversionError(f"{src} {reason if is_hdf5 else _other_format([src.name]) or reason}")
-
-
-def _unpack(src: Path, scratch: Path) -> Path:
-    """Unpack the model in a zip archive, such as those of the NLPL repository, and return its folder."""
-    with open_archive(src) as (archive, members):
-        weights = [member for member in members if archive.open(member).read(8) == HDF5_SIGNATURE]
-        folders = {PurePosixPath(member.filename).parent for member in weights}
-        if len(folders) != 1:
-            names = [member.filename for member in weights or members]
-            reason = _other_format(names) if not folders else None
-            reason = reason or f"must have HDF5 weights in one folder, not in {len(folders)}: {listing(names)}"
-            raise ConversionError(f"{src} {reason}")
-        folder = folders.pop()
-        wanted = [member for member in members if PurePosixPath(member.filename).parent == folder]
-        wanted = [m for m in wanted if m in weights or m.filename.endswith((".json", *VOCABULARY_NAMES))]
-        extract(archive, wanted, src, scratch)
-    return scratch / folder
-
-
-@contextmanager
-def open_archive(src: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """A zip archive and what is in it; raises a `ConversionError` if it is damaged or leaves its folder."""
-    try:
-        with zipfile.ZipFile(src) as archive:
-            yield archive, checked_members(archive, src)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise ConversionError(f"{src} is damaged or encrypted ({error}): get it again") from error
-
-
-def extract(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], src: Path, scratch: Path):
-    """Unpack some members; raises a `ConversionError` if they are larger than the disk has room for."""
-    if sum(member.file_size for member in members) > shutil.disk_usage(scratch).free:
-        raise ConversionError(f"{src} unpacks to more than the free space of {scratch}: set TMPDIR to another disk")
-    archive.extractall(scratch, members=members)
-
-
-def checked_members(archive: zipfile.ZipFile, src: Path) -> list[zipfile.ZipInfo]:
-    """What is in an archive; raises a `ConversionError` if anything would be unpacked outside of its folder."""
-    for member in archive.infolist():
-        if not _is_inside(member):
-            raise ConversionError(
-                f"{src} has a member {member.filename!r} that is a link or points outside the folder: the "
-                "archive is damaged or hostile, and nothing was unpacked"
-            )
-    return archive.infolist()
-
-
-def _is_inside(member: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(member.filename.replace("\\", "/"))
-    is_link = stat.S_ISLNK(member.external_attr >> 16)
-    return not (is_link or ".." in path.parts or path.is_absolute() or PureWindowsPath(path).drive)
+def _is_fasttext(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == FASTTEXT_SIGNATURE

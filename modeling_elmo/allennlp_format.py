@@ -14,6 +14,9 @@ HDF5 file with one dataset per TensorFlow variable, in the names of the files:
 | `.../W_0` | (input + projection, 4 * dim) | weight_ih and weight_hh |
 | `.../B` | (4 * dim,) | bias, without the forget bias of 1.0, which both sides add at run time |
 | `.../W_P_0` | (dim, projection_dim) | weight_hr |
+| `softmax/W`, `softmax/b` | (words, projection_dim), (words,) | `lm_head` of an `ElmoForPreTraining`; in checkpoints |
+
+The trainer's checkpoints have the same tensors under younger names of TensorFlow's (`VARIABLE_NAMES`).
 
 Tensors are only cut, transposed and reordered, so that a round trip is bit-equal. The sizes come from the tensors;
 options that contradict them are an error.
@@ -21,8 +24,8 @@ options that contradict them are an error.
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +35,19 @@ from torch import Tensor
 from .configuration_elmo import ElmoConfig
 
 LSTM_CELL = "RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell/"
+SOFTMAX = ("softmax/W", "softmax/b")
+# How the trainer's variables are called (`LanguageModel` of bilm/training.py), and how the published files call them.
+VARIABLE_NAMES = (
+    (r"^lm/", ""),
+    (r"^(RNN_[01])/rnn/", r"\1/RNN/"),
+    (r"/multi_rnn_cell/cell_(\d+)/", r"/MultiRNNCell/Cell\1/"),
+    (r"/lstm_cell/kernel$", "/LSTMCell/W_0"),
+    (r"/lstm_cell/bias$", "/LSTMCell/B"),
+    (r"/lstm_cell/projection/kernel$", "/LSTMCell/W_P_0"),
+    # It wraps two and more layers into a MultiRNNCell, but not a single one, which shows in its HDF5 files too.
+    (r"^(RNN_[01]/RNN)/LSTMCell/", r"\1/MultiRNNCell/Cell0/LSTMCell/"),
+)
+Data = TypeVar("Data")
 
 
 class ConversionError(ValueError):
@@ -92,7 +108,26 @@ def word_encoder_layout(config: ElmoConfig) -> Iterator[tuple[str, tuple[int, ..
         yield "CNN_proj/b_proj", (config.projection_dim,), "word_encoder.projection.bias", "vector"
 
 
-def dataset_shapes(config: ElmoConfig) -> dict[str, tuple[int, ...]]:
+def dataset_name(name: str) -> str:
+    """The name in the published files of a variable of bilm-tf's trainer, or of a dataset that it wrote itself."""
+    for pattern, replacement in VARIABLE_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def from_variables(variables: Mapping[str, Data]) -> dict[str, Data]:
+    """The datasets among the variables of a trainer's checkpoint: those of its language model.
+
+    What the optimizer remembers of the variable `x` is called `x/Adagrad` or the like, and left out.
+    """
+    return {
+        dataset_name(name): data
+        for name, data in variables.items()
+        if name.startswith("lm/") and name.rpartition("/")[0] not in variables
+    }
+
+
+def dataset_shapes(config: ElmoConfig, with_softmax: bool = False) -> dict[str, tuple[int, ...]]:
     """Name and shape of every dataset that the weights of `config` have in the legacy format."""
     projection, dim = config.projection_dim, config.lstm_dim
     shapes = {dataset: shape for dataset, shape, _, _ in word_encoder_layout(config)}
@@ -104,11 +139,16 @@ def dataset_shapes(config: ElmoConfig) -> dict[str, tuple[int, ...]]:
                 cell + "B": (4 * dim,),
                 cell + "W_P_0": (dim, projection),
             }
+    if with_softmax:
+        shapes |= zip(SOFTMAX, ((config.lm_vocab_size or 0, projection), (config.lm_vocab_size or 0,)), strict=True)
     return shapes
 
 
 def from_datasets(datasets: Mapping[str, np.ndarray], config: ElmoConfig) -> dict[str, Tensor]:
-    """Parameters of an `ElmoModel` (without its scalar mix) from datasets of the shapes of `dataset_shapes`."""
+    """Parameters of an `ElmoModel` (without its scalar mix) from datasets of the shapes of `dataset_shapes`.
+
+    With a softmax among them, `lm_head.weight` and `lm_head.bias` too.
+    """
     arrays = {name: KINDS[kind][0](datasets[dataset]) for dataset, _, name, kind in word_encoder_layout(config)}
     for layer in range(config.num_hidden_layers):
         cells = [LSTM_CELL.format(direction=direction, layer=layer) for direction in (0, 1)]
@@ -119,7 +159,14 @@ def from_datasets(datasets: Mapping[str, np.ndarray], config: ElmoConfig) -> dic
         arrays[f"lstm.layers.{layer}.weight_hh"] = weight_hh  # (2, 4 * dim, projection)
         arrays[f"lstm.layers.{layer}.bias"] = np.stack([swap_gates(datasets[cell + "B"]) for cell in cells])
         arrays[f"lstm.layers.{layer}.weight_hr"] = np.stack([datasets[cell + "W_P_0"].T for cell in cells])
+    if has_softmax(datasets):
+        arrays |= zip(("lm_head.weight", "lm_head.bias"), (datasets[name] for name in SOFTMAX), strict=True)
     return {name: torch.from_numpy(np.array(array, dtype=np.float32, order="C")) for name, array in arrays.items()}
+
+
+def has_softmax(names: Container[str]) -> bool:
+    """Whether the whole softmax is among datasets."""
+    return all(name in names for name in SOFTMAX)
 
 
 def to_datasets(state_dict: Mapping[str, Tensor], config: ElmoConfig) -> dict[str, np.ndarray]:
@@ -205,12 +252,16 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, An
         "num_negative_samples": "n_negative_samples_batch",
     }
     kwargs |= {name: options[key] for name, key in trained.items() if options.get(key) is not None}
+    if has_softmax(shapes):
+        kwargs["lm_vocab_size"] = _require(shapes, SOFTMAX[0], 2)[0]
+    if options.get("sample_softmax") is False and "lm_vocab_size" in kwargs:
+        kwargs["num_negative_samples"] = kwargs["lm_vocab_size"]  # so many that the full softmax is taken
     try:
         config = ElmoConfig(**kwargs)
     except (StrictDataclassError, ValueError) as error:
         raise ConversionError(f"options and tensors together make no ELMo: {str(error).splitlines()[-1]}") from error
     _check_shapes(shapes, config)
-    _check_options(options, config)
+    _check_options(options, config, has_softmax(shapes))
     return config
 
 
@@ -289,7 +340,7 @@ def _cnn_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ElmoConfig):
     """Insist on every dataset of `config`, in its shape, and warn of others."""
-    expected = dataset_shapes(config)
+    expected = dataset_shapes(config, has_softmax(shapes))
     for name, shape in expected.items():
         if _require(shapes, name, len(shape)) != shape:
             raise ConversionError(
@@ -301,7 +352,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ElmoConfig):
         warnings.warn(text, ConversionWarning, stacklevel=2)
 
 
-def _check_options(options: Mapping[str, Any], config: ElmoConfig):
+def _check_options(options: Mapping[str, Any], config: ElmoConfig, with_softmax: bool):
     """Insist that every size in the options is that of the tensors."""
     # Per key: what the tensors say, and what its absence means.
     sizes: dict[str, tuple[Any, Any]] = {
@@ -309,6 +360,8 @@ def _check_options(options: Mapping[str, Any], config: ElmoConfig):
         "lstm.projection_dim": (config.projection_dim, config.projection_dim),
         "lstm.n_layers": (config.num_hidden_layers, 1),
     }
+    if with_softmax:
+        sizes["n_tokens_vocab"] = (config.lm_vocab_size, config.lm_vocab_size)
     if config.cnn_filters:
         sizes["char_cnn.embedding.dim"] = (config.char_embedding_dim, config.char_embedding_dim)
         sizes["char_cnn.filters"] = (config.cnn_filters, config.cnn_filters)

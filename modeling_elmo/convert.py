@@ -1,7 +1,7 @@
 """Published ELMo weights to transformers folders and back: `python -m modeling_elmo.convert SRC DST`.
 
-`allennlp_format` tells the layout of AllenNLP's weights, `allennlp_files` reads and writes them; `many_langs` reads
-ELMoForManyLangs.
+`allennlp_format` tells the layout of AllenNLP's weights, `allennlp_files` reads and writes them, `allennlp_archive`
+reads those of its task models; `many_langs` reads ELMoForManyLangs.
 """
 
 import argparse
@@ -19,10 +19,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from .allennlp_files import LegacyElmo, LegacyFiles, open_source, read_allennlp, read_json, write_allennlp
+from .allennlp_archive import read_archived
+from .allennlp_files import (
+    ARCHIVED_WEIGHTS,
+    LegacyElmo,
+    LegacyFiles,
+    open_source,
+    read_allennlp,
+    read_json,
+    write_allennlp,
+)
 from .allennlp_format import ConversionError, ConversionWarning, listing
 from .char_rows import PADDING
 from .configuration_elmo import ElmoConfig
+from .language_model import ElmoForPreTraining
 from .many_langs import ManyLangsElmo, is_many_langs, read_many_langs
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
@@ -41,10 +51,11 @@ def convert_from_allennlp(
     """Convert published weights to a folder for `from_pretrained`: config, safetensors and tokenizer.
 
     Args:
-        src: a folder or a zip archive, or `None` if `options` and `weights` are given. Files given here win over those
-            found in it.
+        src: a folder, an archive (zip, tar) or a TensorFlow checkpoint (`folder/model.ckpt-10`), or `None` if `options`
+            and `weights` are given. Files given here win over those found in it.
         dst: the folder to write. It appears when it is complete, and not at all after an error.
-        options, weights, vocab: the JSON, the HDF5 file and the vocabulary (one word a line, plain or gzipped).
+        options, weights, vocab: the JSON, the weights (an HDF5 file, a checkpoint or the `weights.th` of an AllenNLP
+            model) and the vocabulary (one word a line, plain or gzipped).
         token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
             vocabulary, which replaces the character CNN.
         overwrite: replace `dst` if it holds an earlier result.
@@ -59,7 +70,8 @@ def convert_from_allennlp(
     source = Path(src) if src else None
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
-            legacy = read_allennlp(files)
+            archived = files.weights and files.weights.name in ARCHIVED_WEIGHTS
+            legacy = read_archived(files) if archived else read_allennlp(files)
         _save(legacy.config, legacy.state_dict, new_tokenizer(legacy), folder)
     return legacy
 
@@ -87,9 +99,15 @@ def convert_from_many_langs(src: str | Path, dst: str | Path, *, overwrite: bool
 
 
 def _save(config: ElmoConfig, state_dict: dict[str, Tensor], tokenizer: ElmoTokenizer, folder: Path):
-    model = ElmoModel(config)
+    model: ElmoModel | ElmoForPreTraining
+    prefix = ""
+    if "lm_head.weight" in state_dict:
+        model, prefix = ElmoForPreTraining(config), "elmo."
+    else:
+        model = ElmoModel(config)
+    named = {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in state_dict.items()}
     try:
-        unused = model.load_state_dict(state_dict, strict=False)
+        unused = model.load_state_dict(named, strict=False)
     except RuntimeError as error:  # shapes
         raise ConversionError(f"the weights contradict each other: {str(error).splitlines()[-1].strip()}") from error
     if unused.unexpected_keys or any(not name.startswith("scalar_mix.") for name in unused.missing_keys):
@@ -193,13 +211,15 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.convert",
-        description="Convert published ELMo weights (AllenNLP, bilm-tf, NLPL, ELMoForManyLangs) to a transformers "
-        "folder, or back to AllenNLP's format.",
+        description="Convert published ELMo weights (AllenNLP, bilm-tf and its checkpoints, NLPL, ELMoForManyLangs) to "
+        "a transformers folder, or back to AllenNLP's format.",
         usage="%(prog)s [--overwrite] (SRC DST | --options FILE --weights FILE DST | --to-allennlp SRC DST)",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder or a zip archive, and the folder to write")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a folder, an archive or model.ckpt-*, and the folder to write"
+    )
     parser.add_argument("--options", metavar="FILE", help="options JSON, if SRC is not given or does not tell")
-    parser.add_argument("--weights", metavar="FILE", help="HDF5 weights, if SRC is not given or does not tell")
+    parser.add_argument("--weights", metavar="FILE", help="HDF5 or model.ckpt-*, if SRC is not given or does not tell")
     parser.add_argument("--vocab", metavar="FILE", help="vocabulary, one word a line, if it is not vocab.txt in SRC")
     parser.add_argument("--token_embeddings", metavar="FILE", help="HDF5 word table that replaces the characters")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it holds an earlier result")
@@ -250,17 +270,23 @@ def summary(converted: LegacyElmo | ManyLangsElmo, src: str | None, dst: str, to
         kind = f"bilm-tf / AllenNLP: {', '.join(path.name for path in converted.files if path)}"
         if config.word_vocab_size:
             words = f"a table of {config.word_vocab_size - 1} words"
+    model_class = "ElmoModel"
+    parts = f"{parameters:,} parameters"
+    if "lm_head.weight" in converted.state_dict:
+        model_class, parts = "ElmoForPreTraining", f"{parts}, a softmax of {config.lm_vocab_size:,} words among them"
+    if "scalar_mix.weights" in converted.state_dict:
+        parts = f"{parts}, the learnt scalar mix among them, without the task model"
     lines = [
         f"read   {src or 'the files given'} ({'transformers' if to_allennlp else kind})",
         f"model  {words}, {config.num_hidden_layers} x {config.lstm_dim} LSTM cells per direction, projected to "
-        f"{config.projection_dim}: {parameters:,} parameters",
+        f"{config.projection_dim}: {parts}",
         f"wrote  {dst}",
     ]
     if to_allennlp:
         lines.append("       without scalar mix, softmax and task heads, which have no place in this format")
     else:
-        lines.append("load   from modeling_elmo import ElmoModel, ElmoTokenizer")
-        lines.append(f"       model, tokenizer = (c.from_pretrained({dst!r}) for c in (ElmoModel, ElmoTokenizer))")
+        lines.append(f"load   from modeling_elmo import {model_class}, ElmoTokenizer")
+        lines.append(f"       model, tokenizer = (c.from_pretrained({dst!r}) for c in ({model_class}, ElmoTokenizer))")
     return "\n".join(lines)
 
 

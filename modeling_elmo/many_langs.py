@@ -8,9 +8,7 @@ The biLM is that of Peters et al.; the word encoder spells by Unicode characters
 a vector for each frequent word beside the character CNN (`spelling.DictionarySpelling`, `config.word_embedding_dim`).
 """
 
-import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,8 +20,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from .allennlp_files import extract, open_archive, read_json
+from .allennlp_archive import read_state_dict
+from .allennlp_files import read_json
 from .allennlp_format import ConversionError, ConversionWarning, listing
+from .archives import unpacked
 from .configuration_elmo import ElmoConfig
 from .spelling import PAD, DictionarySpelling
 
@@ -67,7 +67,7 @@ def read_many_langs(src: Path) -> ManyLangsElmo:
     """
     with _folder_of(src) as folder:
         options = _hyperparameters(folder)
-        embedder, encoder = (_weights(folder / name) for name in WEIGHTS)
+        embedder, encoder = (read_state_dict(folder / name) for name in WEIGHTS)
         chars = _read_dictionary(folder / "char.dic")
         words = None
         if "word_emb_layer.embedding.weight" in embedder:
@@ -92,17 +92,11 @@ def _folder_of(src: Path) -> Iterator[Path]:
     if src.is_dir():
         yield src
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        with open_archive(src) as (archive, members):
-            inside = [PurePosixPath(member.filename) for member in members]
-            folders = {path.parent for path in inside if path.name == WEIGHTS[0]}
-            if len(folders) != 1:
-                raise ConversionError(f"{src} has {len(folders)} models in it: unpack it and convert one of them")
-            folder = folders.pop()
-            wanted = [member for member, path in zip(members, inside, strict=True) if path.parent == folder]
-            wanted = [member for member in wanted if member.filename.endswith((".dic", ".json", ".pkl"))]
-            extract(archive, wanted, src, Path(scratch))
-        yield Path(scratch) / folder
+    with unpacked(src) as scratch:
+        folders = {path.parent for path in scratch.rglob(WEIGHTS[0])}
+        if len(folders) != 1:
+            raise ConversionError(f"{src} has {len(folders)} models in it: unpack it and convert one of them")
+        yield folders.pop()
 
 
 def _hyperparameters(folder: Path) -> dict[str, Any]:
@@ -123,21 +117,6 @@ def _hyperparameters(folder: Path) -> dict[str, Any]:
     if kinds != ("cnn", "elmo"):
         raise ConversionError(f"{folder}: a model with token_embedder and encoder {kinds} is no ELMo: ('cnn', 'elmo')")
     return merged
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ConversionError(f"{path} does not exist") from error
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConversionError(f"{path} is damaged, or holds something else than tensors ({reason})") from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in state.values()
-    ):
-        raise ConversionError(f"{path} must hold a state dict of weights")
-    return {str(name): tensor.float() for name, tensor in state.items()}
 
 
 def _read_dictionary(path: Path) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """A tiny legacy model to write, to vary and to compare with: options, random tensors, vocabulary and their files."""
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from modeling_elmo.allennlp_format import ConversionError
 from modeling_elmo.convert import convert_from_allennlp
 
 h5py = pytest.importorskip("h5py")
+google_crc32c = pytest.importorskip("google_crc32c")
 
 VOCABULARY = ["<S>", "</S>", "<UNK>", "the", "cat", "日本", "sat"]
 OPTIONS: dict[str, Any] = {
@@ -116,6 +119,64 @@ def write_legacy(
     if vocabulary is not None:
         (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary), encoding="utf-8")
     return folder
+
+
+def varint(number: int) -> bytes:
+    return bytes([number & 0x7F | 0x80]) + varint(number >> 7) if number > 0x7F else bytes([number])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def table(entries: Mapping[bytes, bytes], snappy: bool = False, block_size: int = 5) -> bytes:
+    """A table of LevelDB, with `block_size` keys to a block, each without what it shares with the one before."""
+    data = b""
+
+    def store(keys: list[bytes], values: Mapping[bytes, bytes]) -> bytes:
+        nonlocal data
+        block, last = b"", b""
+        for key in keys:
+            shared = next(
+                (i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(map(len, (key, last)))
+            )
+            block += varint(shared) + varint(len(key) - shared) + varint(len(values[key])) + key[shared:] + values[key]
+            last = key
+        block += bytes(4) + (1).to_bytes(4, "little")  # one place to begin at
+        place = varint(len(data))
+        if snappy:
+            block = pyarrow.compress(block, "snappy", asbytes=True)
+        place += varint(len(block))
+        block += bytes([snappy])
+        data += block + masked_crc(block)
+        return place
+
+    keys = list(entries)
+    parts = [keys[start : start + block_size] for start in range(0, len(keys), block_size)]
+    places = {part[-1]: store(part, entries) for part in parts}
+    footer = store([], {}) + store(list(places), places)
+    return data + footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
+
+
+def write_checkpoint(prefix: Path, variables: Mapping[str, np.ndarray], header: bytes = field(1, 1), **options: Any):
+    """A TensorFlow checkpoint with one data file; the options are those of `table`."""
+    entries, data = {b"": header}, b""
+    for name in sorted(variables, key=str.encode):
+        array = variables[name]
+        shape = b"".join(field(2, field(1, size)) for size in array.shape)
+        entry = field(1, {"float32": 1, "float64": 2, "int64": 9}[array.dtype.name]) + field(2, shape)
+        entry += field(4, len(data)) + field(5, array.nbytes) + varint(6 << 3 | 5) + masked_crc(array.tobytes())
+        entries[name.encode()], data = entry, data + array.tobytes()
+    prefix.with_name(f"{prefix.name}.index").write_bytes(table(entries, **options))
+    prefix.with_name(f"{prefix.name}.data-00000-of-00001").write_bytes(data)
 
 
 def assert_bit_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]):

@@ -122,7 +122,7 @@ def test_damaged_files(legacy, dst):
         (b'{"lstm": ', r"options\.json is no valid JSON"),
         (b"\xff\xfe", r"options\.json is no valid JSON"),
         (b"[1]", r"options\.json must hold a JSON object"),
-        (b"{}", r"no options JSON\. It holds: options\.json, vocab\.txt, weights\.hdf5"),
+        (b"{}", r"legacy has no options JSON for weights\.hdf5, .* Give it with --options\.$"),
     ]:
         (legacy / "options.json").write_bytes(content)
         assert_refused(legacy, dst, message)
@@ -149,29 +149,37 @@ def test_bad_vocabularies(legacy, dst):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("files", "message"),
     [
-        (["encoder.pkl", "token_embedder.pkl", "char.dic", "config.json"], r"ELMoForManyLangs.*encoder\.pkl"),
-        (["options.json", "checkpoint", "model.ckpt-10.index"], r"TensorFlow checkpoint.*dump_weights\.py"),
-        (["model.ckpt-935588.data-00000-of-00001"], r"TensorFlow checkpoint"),
-        (["config.json", "model.safetensors"], r"transformers folder.*--to-allennlp"),
-        (["pytorch_model.bin"], r"pickle"),
-        (["notes.txt"], r"has no HDF5 file of weights\. It holds: notes\.txt"),
-        ([], r"It holds: nothing"),
+        ({"encoder.pkl": b"", "char.dic": b"", "config.json": b"{}"}, r"ELMoForManyLangs.*encoder\.pkl"),
+        ({"encoder.pkl": b"", "token_embedder.pkl": b""}, r"ELMoForManyLangs model: give .* and no other files"),
+        ({"options.json": b'{"lstm": {}}', "checkpoint": b""}, r"checkpoint that is not whole \(checkpoint\).*\.index"),
+        ({"model.ckpt-10.meta": b""}, r"checkpoint that is not whole \(model\.ckpt-10\.meta\)"),
+        ({"model.ckpt-9.data-00000-of-00001": b"x"}, r"checkpoint that is not whole"),
+        ({"saved_model.pb": b"", "tfhub_module.pb": b""}, r"SavedModel.*TF-Hub"),
+        ({"config.json": b'{"model_type": "elmo"}', "model.safetensors": b""}, r"transformers folder.*--to-allennlp"),
+        ({"pytorch_model.bin": b""}, r"pickled weights of no known kind \(pytorch_model\.bin\): AllenNLP's are"),
+        ({"cc.de.300.bin": b"\xba\x16\x4f\x2f\x0c"}, r"fastText \(cc\.de\.300\.bin\).*no ELMo"),
+        ({"wiki.de.vec": b"2 3\n"}, r"fastText \(wiki\.de\.vec\)"),
+        ({"notes.txt": b""}, r"holds no weights of a known kind, only notes\.txt$"),
+        ({}, r"source is empty$"),
     ],
 )
-def test_folders_of_other_kinds(names, message, tmp_path, dst):
+def test_folders_and_files_of_other_kinds(files, message, tmp_path, dst):
+    """Each in a folder and, packed, in an archive; a single file alone, too, where its name or content tells."""
     (tmp_path / "source").mkdir()
-    for name in names:
-        (tmp_path / "source" / name).write_text('{"lstm": {}}' if name == "options.json" else "{}")
+    for name, content in files.items():
+        (tmp_path / "source" / name).write_bytes(content)
     assert_refused(tmp_path / "source", dst, message)
+    if files:
+        assert_refused(zip_of(tmp_path / "source.zip", files), dst, rf"source\.zip .*{message}")
+    if len(files) == 1 and "notes.txt" not in files:
+        assert_refused(tmp_path / "source" / next(iter(files)), dst, message)
 
 
 def test_sources_of_other_kinds(legacy, tmp_path, dst):
     assert_refused(tmp_path / "nothing", dst, "does not exist")
-    assert_refused(legacy / "weights.hdf5", dst, r"--options and --weights")
-    (tmp_path / "encoder.pkl").write_bytes(b"\x80\x04")
-    assert_refused(tmp_path / "encoder.pkl", dst, r"ELMoForManyLangs")
+    assert_refused(legacy / "weights.hdf5", dst, r"neither a folder nor an archive: .*--options and --weights")
 
 
 def test_h5py_is_missing(legacy, dst, monkeypatch):
@@ -221,8 +229,6 @@ def test_bad_archives(legacy, tmp_path, dst):
     weights = legacy / "weights.hdf5"
     two = zip_of(tmp_path / "two.zip", {"a/model.hdf5": weights, "b/model.hdf5": weights})
     assert_refused(two, dst, r"one folder, not in 2: a/model\.hdf5, b/model\.hdf5")
-    assert_refused(zip_of(tmp_path / "none.zip", {"README": b"text"}), dst, r"HDF5 weights.*not in 0: README")
-    assert_refused(zip_of(tmp_path / "many.zip", {"encoder.pkl": b"", "char.dic": b""}), dst, "ELMoForManyLangs")
     # The message names the archive and not the folder that it was unpacked to.
     assert_refused(zip_of(tmp_path / "alone.zip", {"model.hdf5": weights}), dst, r"alone\.zip.* has no options JSON")
     damaged = bytearray(zip_of(tmp_path / "x.zip", {"model.hdf5": weights, "options.json": b"{}"}).read_bytes())
@@ -233,5 +239,5 @@ def test_bad_archives(legacy, tmp_path, dst):
     locked = locked.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1")  # the flag of encryption
     (tmp_path / "x.zip").write_bytes(locked.replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1"))
     assert_refused(tmp_path / "x.zip", dst, r"x\.zip.*encrypted.*password")
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    assert_refused(tmp_path / "pytorch_model.bin", dst, "pickle")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")  # a zip archive itself
+    assert_refused(tmp_path / "pytorch_model.bin", dst, r"pytorch_model\.bin holds pickled weights of no known kind")

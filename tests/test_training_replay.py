@@ -7,48 +7,23 @@ import pytest
 import torch
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
-from modeling_elmo.allennlp_format import dataset_shapes, from_datasets
+from modeling_elmo.allennlp_format import from_datasets, from_variables, infer_config
 from modeling_elmo.language_model import LogUniformSampler, Negatives
 from modeling_elmo.lstm import ElmoState
 
 pytestmark = pytest.mark.data
 
 
-def config_of(options: dict) -> ElmoConfig:
-    cnn, lstm = options["char_cnn"], options["lstm"]
-    return ElmoConfig(
-        char_embedding_dim=cnn["embedding"]["dim"],
-        cnn_filters=cnn["filters"],
-        num_highway_layers=cnn["n_highway"],
-        lstm_dim=lstm["dim"],
-        projection_dim=lstm["projection_dim"],
-        num_hidden_layers=lstm["n_layers"],
-        dropout=options["dropout"],
-        lm_vocab_size=options["n_tokens_vocab"],
-        num_negative_samples=options["n_negative_samples_batch"] if options["sample_softmax"] else 10**6,
-    )
-
-
-def variable_of(dataset: str) -> str:
-    """The name that a dataset of the published files has as a variable of the trainer, whose TensorFlow is younger."""
-    names = {
-        "RNN/MultiRNNCell/Cell": "rnn/multi_rnn_cell/cell_",
-        "LSTMCell/W_0": "lstm_cell/kernel",
-        "LSTMCell/B": "lstm_cell/bias",
-        "LSTMCell/W_P_0": "lstm_cell/projection/kernel",
-    }
-    for published, trained in names.items():
-        dataset = dataset.replace(published, trained)
-    return f"lm/{dataset}:0"
+def variables_of(recorded, prefix: str) -> dict[str, np.ndarray]:
+    """The variables recorded under `prefix`, by name."""
+    names = [name for name in recorded.files if name.startswith(prefix)]
+    return {name.removeprefix(prefix).removesuffix(":0"): recorded[name] for name in names}
 
 
 def state_dict_of(recorded, prefix: str, config: ElmoConfig) -> dict[str, torch.Tensor]:
-    """The variables recorded under `prefix`, under our names and in our layout."""
-    datasets = {name: recorded[prefix + variable_of(name)] for name in dataset_shapes(config)}
-    state = {f"elmo.{name}": tensor for name, tensor in from_datasets(datasets, config).items()}
-    for ours, theirs in (("weight", "softmax/W"), ("bias", "softmax/b")):
-        state[f"lm_head.{ours}"] = torch.from_numpy(recorded[prefix + variable_of(theirs)])
-    return state
+    """They under our names and in our layout."""
+    state = from_datasets(from_variables(variables_of(recorded, prefix)), config)
+    return {name if name.startswith("lm_head.") else f"elmo.{name}": tensor for name, tensor in state.items()}
 
 
 def final_state_of(recorded, step: int, config: ElmoConfig) -> ElmoState:
@@ -80,7 +55,8 @@ def negatives_of(recorded, step: int, labels: list[np.ndarray], sampler: LogUnif
 def test_ten_recorded_steps_are_reproduced(shared, softmax):
     recorded = np.load(shared / f"fixtures/bilm_tf_training/ref_train_{softmax}.npz")
     options = json.loads(str(recorded["options"]))
-    config = config_of(options)
+    shapes = {name: data.shape for name, data in from_variables(variables_of(recorded, "init/")).items()}
+    config = infer_config(shapes, options, use_words=False)
     model = ElmoForPreTraining(config).train()
     model.load_state_dict(state_dict_of(recorded, "init/", config))
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.2, initial_accumulator_value=1.0, eps=0.0)

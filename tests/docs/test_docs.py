@@ -59,6 +59,7 @@ def world(tmp_path_factory) -> Path:
     tokenizer.save_pretrained(folder / "my-elmo")
     convert_to_allennlp(folder / "my-elmo", folder / "legacy")
     shutil.make_archive(str(folder / "legacy"), "zip", folder / "legacy")
+    shutil.copytree(ROOT / "tests" / "bilm_tf_checkpoint", folder / "save_dir")
     for name in ("train", "validation"):
         texts = "".join(f"a {word} day,{label}\n" for word, label in [("good", "yes"), ("bad", "no")] * 20)
         (folder / f"{name}.csv").write_text(f"sentence,label\n{texts}")
