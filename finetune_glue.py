@@ -81,14 +81,15 @@ def read_data(name: str, args: GlueArguments) -> SentenceData:
 
 
 def collate(tokenizer: Any, max_length: int, examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Examples with `texts` and `labels` as a batch for the model."""
+    """Examples with `texts` and, unless they are test data without, `labels` as a batch for the model."""
     import torch
 
     columns = list(zip(*(example["texts"] for example in examples), strict=True))
     batch = dict(
         tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     )
-    batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    if "labels" in examples[0]:
+        batch["labels"] = torch.tensor([example["labels"] for example in examples])
     return batch
 
 
@@ -123,13 +124,14 @@ def first(table: Any, number: int | None) -> Any:
 
 def write_predictions(names: list[str] | None, split: str, dataset: Any, output: Any, folder: Path):
     """A table of predictions for each text, and how often each label was taken for another."""
-    predicted, labels = predictions_of(output.predictions).tolist(), dataset[:]["labels"]
+    predicted, labels = predictions_of(output.predictions).tolist(), dataset[:].get("labels", [])
+    columns = {"prediction": predicted, "label": labels} if labels else {"prediction": predicted}
     with open(folder / f"{split}_predictions.tsv", "w", encoding="utf-8") as file:
-        file.write("index\tprediction\tlabel\n")
-        for index, (guess, gold) in enumerate(zip(predicted, labels, strict=True)):
-            shown = (guess, gold) if names is None else (names[guess], names[gold] if gold >= 0 else "")
-            file.write(f"{index}\t{shown[0]}\t{shown[1]}\n")
-    if names is not None and min(labels, default=-1) >= 0:
+        file.write("\t".join(["index", *columns]) + "\n")
+        for index, row in enumerate(zip(*columns.values(), strict=True)):
+            shown = row if names is None else [names[label] for label in row]
+            file.write("\t".join(map(str, [index, *shown])) + "\n")
+    if names is not None and labels:
         table = confusion_table(labels, predicted, names)
         (folder / f"{split}_confusion.txt").write_text(table + "\n", encoding="utf-8")
 

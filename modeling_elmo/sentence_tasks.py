@@ -50,13 +50,14 @@ GLUE = {
     "wnli": TaskSpec(("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",)),
 }  # fmt: skip
 GLUE_ON_HUB = "nyu-mll/glue"
+NO_LABELS = {None, -1}  # how test sets hide them
 
 
 @dataclass
 class SentenceData:
-    """A task's data, ready to train on: columns `texts` (one or two strings), `labels`, `length`.
+    """A task's data, ready to train on: columns `texts` (one or two strings), `length`, `labels`.
 
-    `labels` are class ids, or numbers if `label_names` is `None`; -1 (NaN) where a test set has none.
+    `labels` are class ids, or numbers if `label_names` is `None`. A test set may have none.
     """
 
     train: Dataset | None
@@ -125,7 +126,7 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
 def prepare(
     tables: DatasetDict, spec: TaskSpec, columns: Sequence[str] | None = None, label_column: str = "label"
 ) -> SentenceData:
-    """Texts, label ids and lengths from tables.
+    """Texts, lengths and label ids from tables; a test set whose labels are all missing gets no column of them.
 
     Args:
         columns: one or two columns of sentences; by default the task's, or the usual names.
@@ -143,11 +144,12 @@ def prepare(
     prepared = {}
     for split, table in tables.items():
         texts = list(zip(*(_strings(table, column, split) for column in columns), strict=True))
-        labels = [to_id(value, split, row) for row, value in enumerate(_column(table, label_column))]
-        lengths = [sum(len(text.split()) for text in row) for row in texts]
-        prepared[split] = Dataset.from_dict(
-            {"texts": [list(row) for row in texts], "labels": labels, "length": lengths}
-        )
+        rows: dict[str, list[Any]] = {"texts": [list(row) for row in texts]}
+        rows["length"] = [sum(len(text.split()) for text in row) for row in texts]
+        labels = _column(table, label_column)
+        if split != "test" or not set(labels) <= NO_LABELS:
+            rows["labels"] = [to_id(value, split, row) for row, value in enumerate(labels)]
+        prepared[split] = Dataset.from_dict(rows)
     validation = {split: prepared[split] for split in prepared if split.startswith("validation")}
     return SentenceData(prepared.get("train"), validation, prepared.get("test"), names, spec.metrics, columns)
 
@@ -196,8 +198,6 @@ def _labels(
     ids = {value: number for number, value in enumerate(distinct)}
 
     def to_id(value: Any, split: str, row: int) -> int:
-        if split == "test" and (value is None or value == -1):
-            return -1
         if isinstance(value, str) and value not in ids and value in names:
             return names.index(value)
         if value not in ids:
@@ -209,8 +209,6 @@ def _labels(
 
 
 def _to_number(value: Any, split: str, row: int) -> float:
-    if split == "test" and value is None:
-        return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError) as error:
@@ -219,7 +217,7 @@ def _to_number(value: Any, split: str, row: int) -> float:
 
 def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
     """`compute_metrics` for `Trainer` with these metrics: accuracy, f1 (of label 1), macro_f1, matthews_correlation,
-    pearson, spearmanr. No metrics for data without labels.
+    pearson, spearmanr.
 
     Raises:
         `DataError`: scikit-learn is not installed.
@@ -241,8 +239,6 @@ def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
 
     def compute(prediction: Any) -> Metrics:
         gold = np.asarray(prediction.label_ids)
-        if np.isnan(gold).any() or (gold.dtype.kind == "i" and (gold < 0).any()):
-            return {}
         predicted = predictions_of(prediction.predictions)
         return {name: float(functions[name](gold, predicted)) for name in names}
 

@@ -101,6 +101,19 @@ def test_a_task_by_name(run, tmp_path, capsys, bilm):
     assert [answer["label"] for answer in classify(["the good cat", "awful mats"])] == ["p", "n"]
 
 
+def test_labels_that_a_test_set_hides_are_not_needed(run, data, tmp_path):
+    """GLUE hides them: -1 in every row."""
+    files = {f"{split}_file": str(data / f"pairs/{split}.jsonl") for split in ("train", "validation")}
+    rows = [{**json.loads(line), "label": -1} for line in (data / "pairs/test.jsonl").read_text().splitlines()]
+    files["test_file"] = str(tmp_path / "test.jsonl")
+    Path(files["test_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(**files, task_name=None, num_train_epochs=1) == 0
+    lines = (tmp_path / "out/test_predictions.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 1 + len(rows)
+    metrics = results(tmp_path / "out")
+    assert not {"test_loss", "test_accuracy"} & set(metrics) and "validation_accuracy" in metrics
+
+
 def test_cached_layers_change_nothing(run, tmp_path):
     """Same seed, with dropout, pairs included: the same model comes out."""
     flags = {"task_name": "pairs", "head_dropout": 0.2, "feature_dropout": 0.2}

@@ -137,11 +137,15 @@ def test_labels_that_training_does_not_have_are_refused():
 
 
 def test_test_data_may_have_no_labels():
-    for rows in ([{"sentence": "a"}], [{"sentence": "a", "label": -1}]):
-        train = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
-        data = prepare(tables(train, test=rows), TaskSpec())
-        assert list(data.test["labels"]) == [-1]
-        assert scorer(data.metrics)(SimpleNamespace(predictions=np.zeros((1, 2)), label_ids=np.array([-1]))) == {}
+    train = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+    for missing in ({}, {"label": -1}, {"label": None}):
+        data = prepare(tables(train, test=[{"sentence": "a", **missing}]), TaskSpec())
+        assert data.test.column_names == ["texts", "length"] and "labels" in data.train.column_names
+    numbers = [{"sentence1": "a", "sentence2": "b", "label": 1.5}]
+    hidden = [{**numbers[0], "label": -1.0}]  # as the Hub has STS-B
+    assert "labels" not in prepare(tables(numbers, test=hidden), GLUE["stsb"]).test.column_names
+    with pytest.raises(DataError, match="test, row 1: the label -1 does not occur"):
+        prepare(tables(train, test=[train[0], {"sentence": "a", "label": -1}]), TaskSpec())
 
 
 def test_scores_follow_their_definitions():
