@@ -35,7 +35,7 @@ test: venv
 test-hf: venv
 	$(BIN)/python -m pytest tests/hf
 
-# Every block of code in docs/.
+# Every block of code in README.md and docs/.
 test-docs: venv
 	$(BIN)/python -m pytest tests/docs
 
