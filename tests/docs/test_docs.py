@@ -1,4 +1,4 @@
-"""Runs every block of code in README.md and docs/ as a reader would: page by page, in order, beside the files they name.
+"""Runs every block of code in README.md and docs/ as a reader would: page by page, in order, beside what they name.
 
 A block that needs what is not here has a comment in front: `<!-- not run: why -->`.
 """
