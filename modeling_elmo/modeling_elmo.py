@@ -24,11 +24,12 @@ from .word_encoder import ElmoHighway, ElmoWordEncoder
 class ElmoModelOutput(ModelOutput):
     """Output of `ElmoModel`. Rows of padding are zeros.
 
-    `last_hidden_state`: (batch, words, hidden_size), the top layer, forward and backward side by side.
-    `scalar_mix`: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
-    `hidden_states`: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
-        first is the word vector twice, independent of context.
-    `state`: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
+    Attributes:
+        last_hidden_state: (batch, words, hidden_size), the top layer, forward and backward side by side.
+        scalar_mix: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
+        hidden_states: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
+            first is the word vector twice, independent of context.
+        state: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
     """
 
     last_hidden_state: Tensor | None = None
@@ -55,7 +56,7 @@ class ElmoScalarMix(nn.Module):
 
 
 class ElmoPreTrainedModel(PreTrainedModel):
-    """What all ELMo models share: configuration, names and the initial weights of the original (DESIGN section 2)."""
+    """What all ELMo models share: configuration, names and the initial weights of the original trainer (bilm-tf)."""
 
     config_class = ElmoConfig
     base_model_prefix = "elmo"
@@ -174,7 +175,7 @@ class ElmoModel(ElmoPreTrainedModel):
             output_hidden_states: whether to return all layers.
 
         Raises:
-            `ValueError`: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`
+            ValueError: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`
                 together with pairs.
         """
         if output_hidden_states is None:
@@ -228,7 +229,8 @@ class ElmoModel(ElmoPreTrainedModel):
         Slower than `encode`, for every word is encoded, padding too; for export.
 
         Args:
-            inputs: (batch, words, ...) ids or vectors of words. mask: (batch, words) bool.
+            inputs: (batch, words, ...) ids or vectors of words.
+            mask: (batch, words) bool.
         """
         words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
         steps = torch.arange(mask.shape[1], device=mask.device)
@@ -348,7 +350,7 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
         token_type_ids: (batch, words) of 0 and 1, or `None` for single texts.
 
     Raises:
-        `ValueError`: a mask that is not padded on the right, or types that are not some 0 and then some 1.
+        ValueError: a mask that is not padded on the right, or types that are not some 0 and then some 1.
     """
     batch, words = attention_mask.shape
     lengths = attention_mask.sum(1)  # (batch,)

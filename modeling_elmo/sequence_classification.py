@@ -115,8 +115,12 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         """Classify texts or pairs.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
-            hidden_states: instead of ids, the biLM's layers: see `ElmoTaskModel.bilm_layers`.
+            input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
+            hidden_states: instead of ids, the biLM's layers, (batch, words, layers, hidden_size): see
+                `ElmoTaskModel.bilm_layers`.
             labels: (batch,) class ids; numbers for regression (`num_labels=1`); (batch, num_labels) of 0 and 1 for
                 `problem_type="multi_label_classification"`.
             output_hidden_states: whether to return the layers that the head mixed.
@@ -126,7 +130,7 @@ class ElmoForSequenceClassification(ElmoTaskModel):
             pull. `hidden_states`: a tuple of (batch, words, hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`; labels out of range.
+            ValueError: as for `ElmoModel`; labels out of range.
         """
         layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
         logits = self.classifier(self.features(layers), mask, token_type_ids)
@@ -165,8 +169,11 @@ class ElmoForMultipleChoice(ElmoTaskModel):
         """Score the choices.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states: as for
-                `ElmoForSequenceClassification` with a dimension of choices behind that of the batch.
+            input_ids: (batch, choices, words, row_length) integer character ids.
+            attention_mask: (batch, choices, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, choices, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words with the same dimension of choices.
+            hidden_states: instead of ids, the biLM's layers, (batch, choices, words, layers, hidden_size).
             labels: (batch,) the number of the right choice.
             output_hidden_states: whether to return the layers that the head mixed.
 
@@ -175,7 +182,7 @@ class ElmoForMultipleChoice(ElmoTaskModel):
             hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`; no dimension of choices; labels out of range.
+            ValueError: as for `ElmoModel`; no dimension of choices; labels out of range.
         """
         tensors = [input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states]
         given = next(

@@ -38,8 +38,10 @@ def predict_words(
 
     Args:
         model: in evaluation mode.
-        input_ids, attention_mask: as for `ElmoModel`, with sentence boundaries.
-        rows, positions: (places,) which text, and which of its words; never a boundary.
+        input_ids: (batch, words, row_length), as for `ElmoModel`, with sentence boundaries.
+        attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+        rows: (places,) which text.
+        positions: (places,) which of its words; never a boundary.
 
     Returns:
         (places, 2, lm_vocab_size) float32 log-probabilities, those of the forward direction first.
@@ -83,7 +85,7 @@ def find_substitutes(
         top_k: how many of each list.
 
     Raises:
-        `ValueError`: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
+        ValueError: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
     """
     if not 0 <= position < len(words):
         raise ValueError(f"position must be one of the sentence's {len(words)} words, from 0, not {position}")

@@ -126,6 +126,19 @@ def test_every_block_runs(page, world):
             assert block.kind in ("text", "end"), f"{page.name}, line {block.line}: a block of kind {block.kind!r}"
 
 
+def test_the_reference_has_every_public_name(tmp_path):
+    """Built from docstrings that all parse, for `--strict` fails at the first warning."""
+    import modeling_elmo
+
+    settings = str(ROOT / "docs/reference/mkdocs.yml")
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "-f", settings, "-d", str(tmp_path)], ROOT, "mkdocs")
+    pages = "".join(page.read_text() for page in (tmp_path / "reference").glob("*.html"))
+    ids = set(re.findall(r'id="[\w.]*?(\w+)"', pages))
+    assert set(modeling_elmo.__all__) <= ids
+    forwards = {name for name in modeling_elmo.__all__ if name.startswith(("ElmoFor", "ElmoModel"))}
+    assert forwards == {name for name in forwards if f'.{name}.forward"' in pages}
+
+
 def test_every_guide_is_in_the_index():
     index = (ROOT / "docs/README.md").read_text()
     assert all(f"({page.name})" in index for page in GUIDES if page.name != "README.md")
