@@ -68,7 +68,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
     of the vocabulary, as bilm-tf's `TokenBatcher` does.
 
     Raises:
-        ConversionError: files that are missing, damaged, of another kind, or contradict each other.
+        `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
     """
     if not files.options or not files.weights:
         raise ConversionError("a model has an options JSON and an HDF5 file of weights: give --options and --weights")
@@ -103,7 +103,7 @@ def write_allennlp(legacy: LegacyElmo, folder: Path):
     """Write options.json, weights.hdf5 and, if there is a vocabulary, vocab.txt; the inverse of `read_allennlp`.
 
     Raises:
-        ConversionError: a model that the format cannot hold.
+        `ConversionError`: a model that the format cannot hold.
     """
     datasets = to_datasets(legacy.state_dict, legacy.config)
     (folder / "options.json").write_text(json.dumps(to_options(legacy.config), indent=2) + "\n", encoding="utf-8")
@@ -211,7 +211,7 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
     Token embeddings are taken from the folder only if the options have no `char_cnn`.
 
     Raises:
-        ConversionError: none or several candidates for one role, or a folder of another kind.
+        `ConversionError`: none or several candidates for one role, or a folder of another kind.
     """
     candidates: dict[str, list[Path]] = {"options": [], "weights": [], "token_embeddings": []}
     problems = []

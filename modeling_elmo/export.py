@@ -90,6 +90,12 @@ def inputs_for(tokenizer: ElmoTokenizer, texts: Sequence[str]) -> dict[str, Tens
 def check(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path, rounds: int = 5) -> dict[str, float]:
     """Compare an ONNX file in onnxruntime with the model in torch, on other texts than it was traced with.
 
+    Args:
+        model: on the CPU, in float32.
+        tokenizer: the model's own.
+        path: the file that `export_onnx` wrote.
+        rounds: how often each is timed.
+
     Returns:
         `difference`, the largest of all outputs; `onnx_mib` and `torch_mib`, sizes in MiB; `onnx_ms` and `torch_ms`,
         the median milliseconds of the same batch, in turns.

@@ -111,7 +111,8 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
 
     Args:
         model_class: the class with the head.
-        options: what the task sets in the config, such as `num_labels`, `id2label`.
+        args: which biLM, and which head.
+        **options: what the task sets in the config, such as `num_labels`, `id2label`.
 
     Raises:
         ArgumentsError: no ELMo there, one without its biLM, or with a head of other labels.
@@ -310,7 +311,11 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
 
 @dataclass
 class Result:
-    """What came out of one training. `layer_weights`: for each scalar mix, the share of each of `layers`."""
+    """What came out of one training.
+
+    Attributes:
+        layer_weights: for each scalar mix, the share of each of `layers`.
+    """
 
     task: str
     seed: int

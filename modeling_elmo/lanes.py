@@ -118,6 +118,11 @@ class Lanes:
 
     Each epoch has every sentence once. What is read is a function of the seed and of the position alone: not of the
     number of processes, of which each reads the words of its own lanes.
+
+    Args:
+        corpus: the tokenised text.
+        num_lanes: of all processes together.
+        seed: of the order of sentences.
     """
 
     def __init__(self, corpus: Corpus, num_lanes: int, seed: int):

@@ -37,6 +37,10 @@ class Negatives(NamedTuple):
 class LogUniformSampler:
     """Draws word ids with P(k) = log((k + 2) / (k + 1)) / log(vocab_size + 1): Zipf's law for ids by falling frequency.
 
+    Args:
+        vocab_size: words that there are.
+        num_samples: different words of a draw.
+
     Raises:
         ValueError: more samples wanted than there are words; a draw has no word twice.
     """
@@ -277,10 +281,16 @@ class ElmoLMHead(nn.Module):
 
 
 class ElmoForPreTraining(ElmoPreTrainedModel):
-    """ELMo with its softmax: the model that is pretrained.
+    """ELMo with its softmax: the model that is pretrained (Peters et al. 2018, arXiv 1802.05365, section 3.1).
 
     In training mode the loss is a sampled softmax with `config.num_negative_samples` negatives for each direction;
     in evaluation mode, and when the vocabulary is not more than twice as large as the negatives, it is the full one.
+
+    Args:
+        config: an `ElmoConfig` with `lm_vocab_size`.
+
+    Raises:
+        ValueError: a config without `lm_vocab_size`.
     """
 
     def __init__(self, config):
@@ -344,6 +354,10 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             previous_labels: (batch, words) ids that the backward direction predicts.
             negatives: the draw for each direction; by default a new one when the loss is sampled.
             output_hidden_states: whether to return all layers; not in lanes.
+
+        Returns:
+            With targets the losses, in nats per predicted word, otherwise the logits; and the state. With
+            `return_dict=False` a tuple of them.
 
         Raises:
             ValueError: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.

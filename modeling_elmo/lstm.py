@@ -15,10 +15,12 @@ from .lstm_ops import fused_lstm, is_traced, packed_lstm, scan_lstm
 
 
 class ElmoState(NamedTuple):
-    """The LSTM's memory between two pieces of text. Index 1 is the direction: 0 forward, 1 backward.
+    """The LSTM's memory between two pieces of text (Sak et al. 2014, arXiv 1402.1128). Index 1 is the direction: 0
+    forward, 1 backward.
 
     Attributes:
-        hidden: (num_hidden_layers, 2, batch, projection_dim), the last projected output before the skip.
+        hidden: (num_hidden_layers, 2, batch, projection_dim), the last projected output before the skip, in the dtype
+            of the weights.
         cell: (num_hidden_layers, 2, batch, lstm_dim), float32 also in a half-precision model.
     """
 

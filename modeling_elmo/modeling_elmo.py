@@ -39,7 +39,16 @@ class ElmoModelOutput(ModelOutput):
 
 
 class ElmoScalarMix(nn.Module):
-    """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request."""
+    """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request.
+
+    Args:
+        config: an `ElmoConfig`; its `scalar_mix_layer_norm` says whether layers are normalised, each word by itself.
+        num_layers: how many layers there are to mix. Default: all.
+
+    Attributes:
+        weights: (num_layers,), before their softmax; zeros at first, which is the average.
+        gamma: (), the factor before the sum; 1 at first.
+    """
 
     def __init__(self, config, num_layers: int | None = None):
         super().__init__()
@@ -125,7 +134,8 @@ class ElmoPreTrainedModel(PreTrainedModel):
 
 
 class ElmoModel(ElmoPreTrainedModel):
-    """The bidirectional language model without its softmax: all layers, and their learned mix.
+    """The bidirectional language model without its softmax: all layers, and their learned mix (Peters et al. 2018,
+    arXiv 1802.05365, sections 3.1 and 3.2).
 
     Stateless and deterministic: a text has the same vectors alone, in any batch and in any order. State is an
     argument and an output. Pairs are encoded as two separate texts, since the model never saw two in one.
@@ -173,6 +183,10 @@ class ElmoModel(ElmoPreTrainedModel):
                 vectors, or (batch, words, projection_dim) word vectors for a model without characters.
             state: the `state` of an earlier output. Default: zeros.
             output_hidden_states: whether to return all layers.
+
+        Returns:
+            The layers, their mix and the state, in the dtype of the weights; the cell state is float32 at least. With
+            `return_dict=False` a tuple of them.
 
         Raises:
             ValueError: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`

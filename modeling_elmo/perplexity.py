@@ -102,7 +102,11 @@ class LogProbs:
 
 @dataclass
 class SentenceScore(LogProbs):
-    """`LogProbs` of one sentence; `sentence` is the number of its line from 0, empty lines counted."""
+    """`LogProbs` of one sentence.
+
+    Attributes:
+        sentence: the number of its line from 0, empty lines counted.
+    """
 
     sentence: int = 0
 
@@ -113,7 +117,11 @@ class SentenceScore(LogProbs):
 
 @dataclass
 class PerplexityReport(LogProbs):
-    """`LogProbs` of a text of `num_sentences` sentences."""
+    """`LogProbs` of a text.
+
+    Attributes:
+        num_sentences: those that have words.
+    """
 
     num_sentences: int = 0
 
@@ -147,7 +155,17 @@ def perplexity(
     on_sentence: Callable[[SentenceScore], object] = lambda score: None,
     **options: Any,
 ) -> PerplexityReport:
-    """Perplexity of a text; `on_sentence` is told of each score, the other arguments are those of `sentence_scores`.
+    """Perplexity of a text.
+
+    Args:
+        model: as for `sentence_scores`.
+        tokenizer: the one that belongs to the model.
+        lines: strings, or lists of words that are split already.
+        on_sentence: is told of each sentence's score.
+        **options: further arguments of `sentence_scores`.
+
+    Returns:
+        The sums over all sentences; `str()` of it is a table.
 
     Raises:
         PerplexityError: a text without words, and what `sentence_scores` raises.
@@ -183,6 +201,9 @@ def sentence_scores(
         batch_words: how many words are computed at a time. Changes speed and memory, not the result.
         window_words: how many words are sorted by length together, at least one sentence.
         on_batch: is told of the sentences and the predicted words of each batch, for showing progress.
+
+    Yields:
+        A score for each sentence that has words, in their order.
 
     Raises:
         PerplexityError: a vocabulary that is not the model's, or a loss that is no number.

@@ -78,8 +78,13 @@ def check_launch(accelerator: Accelerator):
 class Pretrainer:
     """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder.
 
+    Args:
+        args: everything that the run is told.
+
     Raises:
-        ArgumentsError, DataError, CheckpointError: what cannot be trained on, with or from.
+        ArgumentsError: what cannot be trained with.
+        DataError: what cannot be trained on.
+        CheckpointError: what cannot be gone on from.
     """
 
     def __init__(self, args: PretrainingArguments):

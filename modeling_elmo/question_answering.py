@@ -196,8 +196,11 @@ def boundary_loss(logits: Tensor, positions: Tensor, may_be: Tensor) -> Tensor:
 class ElmoForQuestionAnswering(ElmoTaskModel):
     """ELMo with a head that finds the answer to a question in a context.
 
-    `config.head` is "recurrent" for the network of the module's docstring, "linear" for one linear layer over each
-    word.
+    `config.head` is "recurrent" for the network of Clark and Gardner 2017 (arXiv 1710.10723), "linear" for one linear
+    layer over each word.
+
+    Args:
+        config: an `ElmoConfig`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
     """
 
     def __init__(self, config):

@@ -89,8 +89,12 @@ class ElmoClassificationHead(nn.Module):
 class ElmoForSequenceClassification(ElmoTaskModel):
     """ELMo with a head for a label or a number for a text or a pair of texts.
 
-    `config.head` is "recurrent" for the biattentive network of the module's docstring, "linear" for one linear layer
-    over the mean of the words.
+    `config.head` is "recurrent" for a biattentive network (McCann et al. 2017, arXiv 1708.00107; for pairs with the
+    matching features of Chen et al. 2017, arXiv 1609.06038), "linear" for one linear layer over the mean of the words.
+
+    Args:
+        config: an `ElmoConfig` with `num_labels` and, if labels do not tell, `problem_type`; `head`, `head_dim`,
+            `head_dropout` and `feature_layers` shape the head.
     """
 
     def __init__(self, config):
@@ -146,7 +150,13 @@ class ElmoForSequenceClassification(ElmoTaskModel):
 
 
 class ElmoForMultipleChoice(ElmoTaskModel):
-    """ELMo with a head that picks one of several texts, or of several pairs: the one that gets the highest score."""
+    """ELMo with a head that picks one of several texts, or of several pairs: the one that gets the highest score.
+
+    The head is that of `ElmoForSequenceClassification` with one score.
+
+    Args:
+        config: an `ElmoConfig`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
+    """
 
     def __init__(self, config):
         super().__init__(config)

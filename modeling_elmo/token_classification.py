@@ -26,7 +26,11 @@ class ElmoForTokenClassification(ElmoTaskModel):
     `config.head` is "recurrent" for a bidirectional LSTM, "linear" for one linear layer over the features;
     `config.use_crf` says whether labels are scored as a chain or one by one. Sentence boundaries have no place in the
     chain. If the labels are those of chunks (B-PER, I-PER, O and the like, see `allowed_transitions`), then in
-    evaluation mode only well-formed chains have a probability.
+    evaluation mode only well-formed chains have a probability. The network is that of Lample et al. 2016 (arXiv
+    1603.01360, section 2), with one LSTM layer.
+
+    Args:
+        config: an `ElmoConfig` with `id2label`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
     """
 
     accepts_loss_kwargs = True  # tells Trainer that the loss is right when gradients are accumulated

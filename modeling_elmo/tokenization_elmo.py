@@ -91,6 +91,10 @@ class ElmoTokenizer(TokenizersBackend):
     `token_type_ids` 0 and 1. Whether a position is special is known from how it came about, never from its text: a
     typed `<S>` is a word of three characters. Encoding changes nothing in the tokenizer, so threads may share it.
 
+    A call takes what every tokenizer of transformers does, and with `return_lm_labels=True` gives each word's id in the
+    language model's vocabulary, too. Tensors are int64: `input_ids` (texts, words, row_length), `attention_mask`,
+    `token_type_ids` and `labels` (texts, words). Bytes are numbered as by Peters et al. 2018 (bilm-tf).
+
     Args:
         vocab_file: `vocab.txt`, the vocabulary of the language model: one word a line, UTF-8, falling frequency, with
             `<S>`, `</S>` and `<UNK>`. Optional: rows of characters need no vocabulary.
@@ -110,6 +114,7 @@ class ElmoTokenizer(TokenizersBackend):
             `padding_side`.
 
     Raises:
+        TypeError: from a call, for what is no text, or no list of words with `is_split_into_words=True`.
         ValueError: a vocabulary without `<S>`, `</S>` or `<UNK>` or with a word twice; a `tokenizer_file` that is not
             one of an ElmoTokenizer; an unknown name of a pre-tokenizer.
 

@@ -15,7 +15,13 @@ from .tokenization_elmo import ElmoTokenizer
 
 
 class Substitute(NamedTuple):
-    """A word that could stand at a place: its id in the LM vocabulary, and its probability there."""
+    """A word that could stand at a place.
+
+    Attributes:
+        word: itself.
+        word_id: its id in the LM vocabulary.
+        probability: there, from 0 to 1.
+    """
 
     word: str
     word_id: int
@@ -23,7 +29,13 @@ class Substitute(NamedTuple):
 
 
 class Substitutes(NamedTuple):
-    """The likeliest words of a place, best first: as both directions together see it, and each alone."""
+    """The likeliest words of a place, best first.
+
+    Attributes:
+        both: as both directions together see it.
+        forward: as the words before it make them likely.
+        backward: as the words behind it do.
+    """
 
     both: list[Substitute]
     forward: list[Substitute]
@@ -80,9 +92,13 @@ def find_substitutes(
 
     Args:
         model: in evaluation mode, with the softmax of the tokenizer's LM vocabulary.
+        tokenizer: the one that belongs to the model.
         words: the sentence, split into words.
         position: which of them, from 0; what stands there does not matter.
         top_k: how many of each list.
+
+    Returns:
+        Up to `top_k` words for both directions and for each, best first; never a boundary or the unknown word.
 
     Raises:
         ValueError: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
