@@ -37,7 +37,7 @@ test-hf: venv
 
 # Every block of code in README.md and docs/.
 test-docs: venv
-	$(BIN)/python -m pytest tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/docs
 
 # The guides and a reference made from docstrings, to be read from build/docs/index.html.
 docs: venv

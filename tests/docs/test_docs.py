@@ -112,6 +112,7 @@ def test_every_block_runs(page, world):
     python, is_new = "", False  # one program a page, begun anew where a command comes in between
     for block in [*blocks_of(page), Block(0, "end", "", None)]:
         if block.why_not is not None:
+            assert block.why_not, f"{page.name}, line {block.line}: say why it is not run"
             continue
         if block.kind == "python":
             python, is_new = f"{python}\n{block.code}", True
