@@ -11,7 +11,7 @@ DEMO := demo_output
 BENCH_ARGS ?= --short
 ALLENNLP := .cache/allennlp
 
-.PHONY: venv demo test test-hf test-docs bench lint format clean
+.PHONY: venv demo test test-hf test-docs docs bench lint format clean
 
 venv: $(VENV)/installed
 
@@ -35,9 +35,13 @@ test: venv
 test-hf: venv
 	$(BIN)/python -m pytest tests/hf
 
-# Every block of code in docs/.
+# Every block of code in README.md and docs/.
 test-docs: venv
-	$(BIN)/python -m pytest tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/docs
+
+# The guides and a reference made from docstrings, to be read from build/docs/index.html.
+docs: venv
+	$(BIN)/mkdocs build --strict -f docs/reference/mkdocs.yml
 
 bench: venv $(ALLENNLP)/installed
 	$(BIN)/python -W ignore benchmarks/bench.py $(BENCH_ARGS) --allennlp $(ALLENNLP)/bin/python --plot speed.png
@@ -60,4 +64,4 @@ format: venv
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DEMO) build .cache .pytest_cache .ruff_cache .mypy_cache

@@ -176,7 +176,7 @@ def to_datasets(state_dict: Mapping[str, Tensor], config: ElmoConfig) -> dict[st
     its stored bias; the tensors of all others stay bit-equal.
 
     Raises:
-        `ConversionError`: a mask that is not zero, or another set of characters than the format's.
+        ConversionError: a mask that is not zero, or another set of characters than the format's.
     """
     if config.cnn_filters and config.vocab_size != 262:
         raise ConversionError(f"vocab_size is {config.vocab_size}, but the format has 262 character ids and no others")
@@ -223,7 +223,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, An
     absent `dropout` leaves the default of `ElmoConfig`.
 
     Raises:
-        `ConversionError`: missing datasets, shapes that contradict each other, or options that contradict the shapes.
+        ConversionError: missing datasets, shapes that contradict each other, or options that contradict the shapes.
     """
     kwargs = _lstm_sizes(shapes)
     kwargs |= (

@@ -18,9 +18,12 @@ WINDOWS_PER_BATCH = 256
 class Window:
     """A question and as much of its context as the model reads at once.
 
-    `example`: the question's number. `offsets`: (words, 2), each context word's first character in the whole context
-    and the one behind its last. `start_position`, `end_position`: the answer's first and last word in the encoded
-    pair; 0 if this window has none, -100 if that is not known.
+    Attributes:
+        example: the question's number.
+        offsets: (words, 2), each context word's first character in the whole context and the one behind its last.
+        start_position: the answer's first word in the encoded pair; 0 if this window has none, -100 if that is not
+            known.
+        end_position: the same of its last word.
     """
 
     example: int
@@ -59,7 +62,7 @@ def window_bounds(num_words: int, room: int, stride: int) -> list[tuple[int, int
     """First word and the one behind the last of windows of at most `room` words; neighbours share `stride` words.
 
     Raises:
-        `ValueError`: a stride that leaves no step from window to window.
+        ValueError: a stride that leaves no step from window to window.
     """
     if not 0 <= stride < room:
         raise ValueError(f"windows of {max(room, 0)} words of context cannot share {stride} with the next")
@@ -89,7 +92,8 @@ def best_spans(
     """The spans of at most `max_words` words with the highest sums of start and end score, best first.
 
     Args:
-        starts, ends: (windows, words), minus infinity where no span may start or end.
+        starts: (windows, words), minus infinity where no span may start.
+        ends: (windows, words), minus infinity where none may end.
 
     Returns:
         First words, last words and sums, (windows, spans) each, with up to `top_k` spans; minus infinity for none.
@@ -125,7 +129,8 @@ def best_answers(
     """For each question its best answers in all of its windows, best first, each once.
 
     Args:
-        starts, ends: (windows, longest context), as `context_scores` gives them.
+        starts: (windows, longest context), as `context_scores` gives them.
+        ends: (windows, longest context).
         num_examples: how many questions there are.
         max_words: longest answer.
         top_k: answers to find.

@@ -23,7 +23,7 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
     """Arguments from `[RECIPE] --flag value ...`: the recipe's values replace the defaults, flags replace both.
 
     Raises:
-        `ArgumentsError`: an unknown flag, a recipe that cannot be read, or a key in it that is no flag.
+        ArgumentsError: an unknown flag, a recipe that cannot be read, or a key in it that is no flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(cast(Any, dataclass_type), description=description, allow_abbrev=False)

@@ -38,7 +38,7 @@ def utf8_words(words: Sequence[str]) -> list[bytes]:
 
 def encode_words(words: Sequence[str], max_word_length: int = 50) -> np.ndarray:
     """
-    Rows of character ids. No string is special: "<S>" is a word of three characters.
+    Rows of character ids. No string is special: `<S>` is a word of three characters.
 
     Args:
         words: Any strings. Of each the first `max_word_length - 2` bytes count; like the original, the cut may fall

@@ -64,7 +64,7 @@ def save_checkpoint(
         facts: go into `trainer_state.json`; `eval_loss` among them decides which checkpoint is the best.
 
     Raises:
-        `CheckpointError`: it could not be written, for instance because the disk is full; older ones are untouched.
+        CheckpointError: it could not be written, for instance because the disk is full; older ones are untouched.
     """
     target = folder / f"checkpoint-{step}"
     unfinished = folder / f"{UNFINISHED}{target.name}"
@@ -150,7 +150,7 @@ def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> 
     "last" is the last one that is undamaged, "auto" that one or `None`; anything else is a folder.
 
     Raises:
-        `CheckpointError`: there is none, or the folder is not an undamaged checkpoint.
+        CheckpointError: there is none, or the folder is not an undamaged checkpoint.
     """
     return on_main(accelerator, lambda: _find_checkpoint(wanted, output_dir))
 
@@ -182,7 +182,7 @@ def check(checkpoint: Path) -> dict[str, Any]:
     """The facts of a checkpoint whose files all are what was written.
 
     Raises:
-        `CheckpointError`: one is missing or differs.
+        CheckpointError: one is missing or differs.
     """
     try:
         facts = read_facts(checkpoint)
@@ -198,11 +198,13 @@ def compare_facts(checkpoint: Path, facts: dict[str, Any], now: dict[str, Any], 
     """Names of the facts that differ between the run that wrote a checkpoint and this one.
 
     Args:
-        facts: of the checkpoint. now: of this run; only its keys are compared.
+        checkpoint: its folder, for the message.
+        facts: of the checkpoint.
+        now: of this run; only its keys are compared.
         may_differ: the user asked for it. Optimizer and vocabulary must be the same even so.
 
     Raises:
-        `CheckpointError`: they differ and must not.
+        CheckpointError: they differ and must not.
     """
     different = {name for name, value in now.items() if facts.get(name) != value}
     for name in sorted(different):

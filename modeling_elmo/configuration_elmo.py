@@ -60,69 +60,68 @@ class ElmoConfig(PreTrainedConfig):
 
     Characters to word (Kim et al. 2015, arXiv 1508.06615; Jozefowicz et al. 2016, arXiv 1602.02410):
 
-    Args:
-        vocab_size (`int`, defaults to 262): Character ids: 0 is the mask, 1-256 the bytes 0-255, then begin of
-            sentence, end of sentence, begin of word, end of word and padding.
-        max_word_length (`int`, defaults to 50): Ids per word: at most `max_word_length - 2` bytes and the two word
-            boundaries.
-        char_embedding_dim (`int`, defaults to 16): Width of a character's vector.
-        cnn_filters (`list[list[int]]`): Pairs of (window width in characters, number of filters). An empty list
-            leaves the characters out: the model then looks words up in a table of `word_vocab_size` rows.
-        cnn_activation (`str`, defaults to `"relu"`): `"relu"` or `"tanh"`, after the maximum over positions.
-        num_highway_layers (`int`, defaults to 2): Highway layers between the convolutions and the projection.
-        use_cnn_projection (`bool`, defaults to `True`): Project the filters to `projection_dim`. The original leaves
-            this layer out when there are exactly `projection_dim` filters.
-        char_padding_id (`int`, defaults to 261): What fills a word's row behind its last character. Another one than
-            that of bytes means that words are spelt by a dictionary of characters.
-        word_vocab_size (`int`, *optional*): Rows of the word table that stands in for the characters when
-            `cnn_filters` is empty, or beside them with `word_embedding_dim`: 0 is the mask, word k of the vocabulary
-            has id k + 1.
-        word_embedding_dim (`int`, *optional*): Width of a vector for each frequent word beside the filters, before the
-            projection, as in ELMoForManyLangs (Che et al. 2018, K18-2005). Rows then have the word's id as their last.
+    Attributes:
+        vocab_size: Character ids: 0 is the mask, 1-256 the bytes 0-255, then begin of sentence, end of sentence, begin
+            of word, end of word and padding. Default: 262.
+        max_word_length: Ids per word: at most `max_word_length - 2` bytes and the two word boundaries. Default: 50.
+        char_embedding_dim: Width of a character's vector. Default: 16.
+        cnn_filters: Pairs of (window width in characters, number of filters). An empty list leaves the characters out:
+            the model then looks words up in a table of `word_vocab_size` rows. Default: widths 1 to 7 with 32, 32, 64,
+            128, 256, 512 and 1,024 filters.
+        cnn_activation: `"relu"` or `"tanh"`, after the maximum over positions. Default: `"relu"`.
+        num_highway_layers: Highway layers between the convolutions and the projection. Default: 2.
+        use_cnn_projection: Project the filters to `projection_dim`. The original leaves this layer out when there are
+            exactly `projection_dim` filters. Default: `True`.
+        char_padding_id: What fills a word's row behind its last character. Another one than that of bytes means that
+            words are spelt by a dictionary of characters. Default: 261.
+        word_vocab_size: Rows of the word table that stands in for the characters when `cnn_filters` is empty, or beside
+            them with `word_embedding_dim`: 0 is the mask, word k of the vocabulary has id k + 1. Default: no table.
+        word_embedding_dim: Width of a vector for each frequent word beside the filters, before the projection, as in
+            ELMoForManyLangs (Che et al. 2018, K18-2005). Rows then have the word's id as their last. Default: none.
 
     Bidirectional language model (Peters et al. 2018, section 3; projected LSTM of Sak et al. 2014, arXiv 1402.1128):
 
-    Args:
-        num_hidden_layers (`int`, defaults to 2): LSTM layers of each direction.
-        lstm_dim (`int`, defaults to 4096): Cells of each LSTM layer, per direction.
-        projection_dim (`int`, defaults to 512): Width to which each direction's output is projected; also the width
-            of the word vectors. `hidden_size`, the width of every output, is twice this.
-        cell_clip, proj_clip (`float`, *optional*, default to 3.0): The cell state and the projected output are kept
-            in [-clip, clip]. `None` switches clipping off.
-        use_skip_connections (`bool`, defaults to `True`): Add each layer's input to its output, from layer 2 on.
-        forget_bias (`float`, defaults to 1.0): Added to the forget gate beside the stored bias, as in TensorFlow.
-            0.0 for weights whose bias has it already.
-        dropout (`float`, defaults to 0.1): On each LSTM layer's input and on the top output before the softmax.
-        chunk_size (`int`, *optional*, defaults to 512): Longest run of words that is worked on at once; bounds the
-            memory of long texts and does not change the result. `None` works on all words at once.
-        scalar_mix_layer_norm (`bool`, defaults to `False`): Normalise each layer before the weighted sum (equation 1).
+    Attributes:
+        num_hidden_layers: LSTM layers of each direction. Default: 2.
+        lstm_dim: Cells of each LSTM layer, per direction. Default: 4,096.
+        projection_dim: Width to which each direction's output is projected; also the width of the word vectors.
+            `hidden_size`, the width of every output, is twice this. Default: 512.
+        cell_clip: The cell state is kept in [-cell_clip, cell_clip]; `None` switches clipping off. Default: 3.0.
+        proj_clip: The same for the projected output. Default: 3.0.
+        use_skip_connections: Add each layer's input to its output, from layer 2 on. Default: `True`.
+        forget_bias: Added to the forget gate beside the stored bias, as in TensorFlow; 0.0 for weights whose bias has
+            it already. Default: 1.0.
+        dropout: On each LSTM layer's input and on the top output before the softmax. Default: 0.1.
+        chunk_size: Longest run of words that is worked on at once; bounds the memory of long texts and does not change
+            the result. `None` works on all words at once. Default: 512.
+        scalar_mix_layer_norm: Normalise each layer before the weighted sum (equation 1). Default: `False`.
 
     Language-model head (section 3.1; sampled softmax of Jean et al. 2015, arXiv 1412.2007):
 
-    Args:
-        lm_vocab_size (`int`, *optional*): Words that the softmax predicts, in order of falling frequency. Needed by
-            `ElmoForPreTraining` only.
-        num_negative_samples (`int`, defaults to 8192): Negatives of the sampled softmax in training, shared by all
-            words of a batch.
+    Attributes:
+        lm_vocab_size: Words that the softmax predicts, in order of falling frequency. Needed by `ElmoForPreTraining`
+            only.
+        num_negative_samples: Negatives of the sampled softmax in training, shared by all words of a batch. Default:
+            8,192.
 
     Task models (section 4 and the appendix; one set of options for all heads):
 
-    Args:
-        freeze_bilm (`bool`, defaults to `True`): Train the head and the scalar mix only, as the paper does.
-        feature_layers (`list[int]`, *optional*): Which layers the head mixes; all by default. With `[0]` it sees words
-            without context, and the LSTMs do not run.
-        feature_dropout (`float`, defaults to 0.5): On the mixed layers, where the head reads them.
-        scalar_mix_l2 (`float`, defaults to 0.001): Weight of the squared scalar mix weights in the training loss: it
-            pulls the mix towards the average of the layers.
-        head (`str`, defaults to `"recurrent"`): `"recurrent"`, the task model of the papers, or `"linear"`, one linear
-            layer over the (pooled) features: fast, and the baseline.
-        head_dim (`int`, *optional*): Cells of each recurrent layer of the head, per direction. By default that of the
-            papers: 300 for classification, 200 for tagging, 100 for questions.
-        head_dropout (`float`, defaults to 0.2): Between the layers of the head.
-        use_crf (`bool`, defaults to `True`): Score tags jointly with a linear-chain CRF; otherwise one by one.
+    Attributes:
+        freeze_bilm: Train the head and the scalar mix only, as the paper does. Default: `True`.
+        feature_layers: Which layers the head mixes. With `[0]` it sees words without context, and the LSTMs do not run.
+            Default: all.
+        feature_dropout: On the mixed layers, where the head reads them. Default: 0.5.
+        scalar_mix_l2: Weight of the squared scalar mix weights in the training loss: it pulls the mix towards the
+            average of the layers. Default: 0.001.
+        head: `"recurrent"`, the task model of the papers, or `"linear"`, one linear layer over the (pooled) features:
+            fast, and the baseline. Default: `"recurrent"`.
+        head_dim: Cells of each recurrent layer of the head, per direction. Default: that of the papers, 300 for
+            classification, 200 for tagging, 100 for questions.
+        head_dropout: Between the layers of the head. Default: 0.2.
+        use_crf: Score tags jointly with a linear-chain CRF; otherwise one by one. Default: `True`.
 
     Raises:
-        `StrictDataclassError`: a value of the wrong type, or one that no ELMo can have; the message names the field.
+        StrictDataclassError: a value of the wrong type, or one that no ELMo can have; the message names the field.
 
     Example:
 

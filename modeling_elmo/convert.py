@@ -54,8 +54,9 @@ def convert_from_allennlp(
         src: a folder, an archive (zip, tar) or a TensorFlow checkpoint (`folder/model.ckpt-10`), or `None` if `options`
             and `weights` are given. Files given here win over those found in it.
         dst: the folder to write. It appears when it is complete, and not at all after an error.
-        options, weights, vocab: the JSON, the weights (an HDF5 file, a checkpoint or the `weights.th` of an AllenNLP
-            model) and the vocabulary (one word a line, plain or gzipped).
+        options: the JSON file.
+        weights: an HDF5 file, a checkpoint or the `weights.th` of an AllenNLP model.
+        vocab: the vocabulary, one word a line, plain or gzipped.
         token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
             vocabulary, which replaces the character CNN.
         overwrite: replace `dst` if it holds an earlier result.
@@ -64,7 +65,7 @@ def convert_from_allennlp(
         What was read.
 
     Raises:
-        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+        ConversionError: a source that cannot be converted, or a `dst` that is in the way.
     """
     given = [Path(path) if path else None for path in (options, weights, vocab, token_embeddings)]
     source = Path(src) if src else None
@@ -81,13 +82,14 @@ def convert_from_many_langs(src: str | Path, dst: str | Path, *, overwrite: bool
 
     Args:
         src: with `token_embedder.pkl`, `encoder.pkl`, `char.dic` and, if words have vectors of their own, `word.dic`.
-        dst, overwrite: as in `convert_from_allennlp`.
+        dst: the folder to write, as in `convert_from_allennlp`.
+        overwrite: replace `dst` if it holds an earlier result.
 
     Returns:
         What was read.
 
     Raises:
-        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+        ConversionError: a source that cannot be converted, or a `dst` that is in the way.
     """
     with _new_folder(Path(dst), [Path(src)], overwrite) as folder:
         elmo = read_many_langs(Path(src))
@@ -145,7 +147,7 @@ def convert_to_allennlp(src: str | Path, dst: str | Path, *, overwrite: bool = F
         What was written.
 
     Raises:
-        `ConversionError`: a source that cannot be converted, or a `dst` that is in the way.
+        ConversionError: a source that cannot be converted, or a `dst` that is in the way.
     """
     source = Path(src)
     with _new_folder(Path(dst), [source], overwrite) as folder:

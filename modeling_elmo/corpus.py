@@ -191,7 +191,7 @@ class Corpus:
     `num_sentences`, `num_tokens`, `num_types` (ids; the two behind them are `bos` and `eos`), `report` of reading.
 
     Raises:
-        `DataError`: the folder is not a whole corpus.
+        DataError: the folder is not a whole corpus.
     """
 
     def __init__(self, folder: str | Path, part: str = TRAIN):
@@ -281,7 +281,7 @@ def open_or_write(folder: Path, write: Callable[[Path], None]) -> Path:
     """The corpus in `folder`, which `write` fills first if it is not there. Safe for several processes at once.
 
     Raises:
-        `DataError`: it cannot be written (disk full), and what `write` raises; nothing half-done is left.
+        DataError: it cannot be written (disk full), and what `write` raises; nothing half-done is left.
     """
     if (folder / "corpus.json").is_file():  # also in a folder that others own
         return folder

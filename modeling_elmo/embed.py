@@ -67,7 +67,7 @@ def embed(
         (num_hidden_layers + 1, words, hidden_size); pooled, without the dimension of the words.
 
     Raises:
-        `EmbeddingError`: a choice that there is not.
+        EmbeddingError: a choice that there is not.
     """
     check_choices(layers, pooling, model.config.num_hidden_layers)
     words = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
@@ -231,7 +231,7 @@ def load(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer]:
     """Model and tokenizer.
 
     Raises:
-        `EmbeddingError`: a folder without them, or with a model that is not an ELMo.
+        EmbeddingError: a folder without them, or with a model that is not an ELMo.
     """
     try:
         tokenizer = ElmoTokenizer.from_pretrained(arguments.model)

@@ -30,8 +30,12 @@ class EmbeddingError(ValueError):
 class Part(NamedTuple):
     """Texts that follow each other in the input.
 
-    `texts`: the words of each text. `embeddings`: a tensor for each text, (words, dim), with all layers
-    (layers, words, dim), pooled (dim,) or (layers, dim). `first`: the number of the first text.
+    Attributes:
+        first: the number of the first text.
+        texts: the words of each text.
+        embeddings: a tensor for each text, (words, dim), with all layers (layers, words, dim), pooled (dim,) or
+            (layers, dim).
+        pooled: whether a text has one vector.
     """
 
     first: int
@@ -49,7 +53,7 @@ class EmbeddingFolder:
         settings: what the embeddings depend on, as JSON can hold it.
 
     Raises:
-        `EmbeddingError`: `output` holds something else, or embeddings made with other settings.
+        EmbeddingError: `output` holds something else, or embeddings made with other settings.
     """
 
     def __init__(self, output: str | Path, file_format: str, settings: dict[str, Any], overwrite: bool = False):

@@ -31,7 +31,7 @@ def evaluate(
         model: an `ElmoForPreTraining`, prepared by the accelerator or not.
 
     Raises:
-        `FloatingPointError`: a loss is not a number, or beyond all bounds.
+        FloatingPointError: a loss is not a number, or beyond all bounds.
     """
     num_lanes = max(min(num_lanes, corpus.num_sentences), accelerator.num_processes)
     mine = range(accelerator.process_index, num_lanes, accelerator.num_processes)

@@ -44,10 +44,12 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
     """Write an ONNX file with all layers, for any number of texts and words. It appears when it is complete.
 
     Args:
-        model: on the CPU, in float32. tokenizer: the model's own.
+        model: on the CPU, in float32.
+        tokenizer: the model's own.
+        path: the file to write; its folder must be there.
 
     Raises:
-        `ExportError`: the packages onnx and onnxscript are missing, or a `path` that cannot be written.
+        ExportError: the packages onnx and onnxscript are missing, or a `path` that cannot be written.
     """
     try:
         import onnxscript  # noqa: F401
@@ -88,12 +90,18 @@ def inputs_for(tokenizer: ElmoTokenizer, texts: Sequence[str]) -> dict[str, Tens
 def check(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path, rounds: int = 5) -> dict[str, float]:
     """Compare an ONNX file in onnxruntime with the model in torch, on other texts than it was traced with.
 
+    Args:
+        model: on the CPU, in float32.
+        tokenizer: the model's own.
+        path: the file that `export_onnx` wrote.
+        rounds: how often each is timed.
+
     Returns:
         `difference`, the largest of all outputs; `onnx_mib` and `torch_mib`, sizes in MiB; `onnx_ms` and `torch_ms`,
         the median milliseconds of the same batch, in turns.
 
     Raises:
-        `ExportError`: onnxruntime is missing.
+        ExportError: onnxruntime is missing.
     """
     try:
         import onnxruntime

@@ -19,7 +19,7 @@ class ElmoFillMaskPipeline(Pipeline):
     [{'score': 0.31, 'token': 120, 'token_str': 'set', 'sequence': 'You can set the value .'}, ...]
     ```
 
-    A gap is "[MASK]" or "<mask>". `token` is an id of the LM vocabulary. A text with several gaps has a list for each.
+    A gap is "[MASK]" or `<mask>`. `token` is an id of the LM vocabulary. A text with several gaps has a list for each.
     """
 
     _load_processor: Any = False

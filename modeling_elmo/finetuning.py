@@ -111,10 +111,11 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
 
     Args:
         model_class: the class with the head.
-        options: what the task sets in the config, such as `num_labels`, `id2label`.
+        args: which biLM, and which head.
+        **options: what the task sets in the config, such as `num_labels`, `id2label`.
 
     Raises:
-        `ArgumentsError`: no ELMo there, one without its biLM, or with a head of other labels.
+        ArgumentsError: no ELMo there, one without its biLM, or with a head of other labels.
     """
     name = str(args.model_name_or_path)
     try:
@@ -172,7 +173,7 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
     """The checkpoint that training goes on from: the one named, or with "last" the newest of the output folder, if any.
 
     Raises:
-        `ArgumentsError`: there is none of that name.
+        ArgumentsError: there is none of that name.
     """
     name = args.resume_from_checkpoint
     if name in ("last", "true", "True"):
@@ -247,9 +248,11 @@ def _encoded(dataset: Dataset, collate: Callable[[list[Any]], Any]) -> Iterator[
 class Task:
     """What a script hands over for training.
 
-    `validation`: by name, such as "validation_matched"; the first one decides which checkpoint is best.
-    `compute_metrics`: from an `EvalPrediction` to named numbers. `best_metric`: the one that decides.
-    `write_predictions`: called with split, data set, `PredictionOutput` and folder, for each split predicted.
+    Attributes:
+        validation: by name, such as "validation_matched"; the first one decides which checkpoint is best.
+        compute_metrics: from an `EvalPrediction` to named numbers.
+        best_metric: the one that decides.
+        write_predictions: called with split, data set, `PredictionOutput` and folder, for each split predicted.
     """
 
     name: str
@@ -268,7 +271,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     """Train, evaluate and predict as the arguments say, and write everything into `args.output_dir`.
 
     Returns:
-        The metrics of the end: "train_...", and "<split>_..." of each split.
+        The metrics of the end: `train_...`, and `SPLIT_...` of each split.
     """
     folder = Path(str(args.output_dir))
     splits = dict(task.validation) if args.do_eval else {}
@@ -308,7 +311,11 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
 
 @dataclass
 class Result:
-    """What came out of one training. `layer_weights`: for each scalar mix, the share of each of `layers`."""
+    """What came out of one training.
+
+    Attributes:
+        layer_weights: for each scalar mix, the share of each of `layers`.
+    """
 
     task: str
     seed: int

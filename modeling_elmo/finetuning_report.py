@@ -72,7 +72,7 @@ def plot_layer_weights(results: Sequence[Result], png_file: str | Path) -> None:
     """Bars of what each layer counts for in each scalar mix, by task; whiskers go from the lowest seed to the highest.
 
     Raises:
-        `ImportError`: matplotlib is not installed.
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -42,7 +42,7 @@ def write_finished_folder(
         metrics: of the last evaluation.
 
     Raises:
-        Whatever writing raises, for instance because the disk is full; nothing unfinished is left.
+        Exception: whatever writing raises, for instance because the disk is full; nothing unfinished is left.
     """
     unfinished = folder / f"{UNFINISHED}model"
     shutil.rmtree(unfinished, ignore_errors=True)

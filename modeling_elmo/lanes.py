@@ -24,7 +24,9 @@ SENTENCES_IN_RUN, RUNS_IN_GROUP = 1024, 64
 class Window(NamedTuple):
     """The same steps of some lanes: for each direction the words it reads and those it is to predict.
 
-    `inputs`, `targets`: (2, lanes, steps) type ids, index 0 forward and 1 backward; -1 in `targets` is not predicted.
+    Attributes:
+        inputs: (2, lanes, steps) type ids, index 0 forward and 1 backward.
+        targets: (2, lanes, steps) type ids; -1 is not predicted.
     """
 
     inputs: np.ndarray
@@ -34,9 +36,11 @@ class Window(NamedTuple):
 class Position(NamedTuple):
     """How far all lanes have read: all that going on needs, the same for any number of processes. Int64.
 
-    `taken`: (2,) sentences that the lanes of a direction took so far, over all epochs.
-    `starts`, `lengths`: (2, lanes) the sentence that each lane is in: its first word, and its words.
-    `offsets`: (2, lanes) how many words, boundaries counted, it read of that sentence.
+    Attributes:
+        taken: (2,) sentences that the lanes of a direction took so far, over all epochs.
+        starts: (2, lanes) the first word of the sentence that each lane is in.
+        lengths: (2, lanes) the words of that sentence.
+        offsets: (2, lanes) how many words, boundaries counted, it read of that sentence.
     """
 
     taken: np.ndarray
@@ -114,6 +118,11 @@ class Lanes:
 
     Each epoch has every sentence once. What is read is a function of the seed and of the position alone: not of the
     number of processes, of which each reads the words of its own lanes.
+
+    Args:
+        corpus: the tokenised text.
+        num_lanes: of all processes together.
+        seed: of the order of sentences.
     """
 
     def __init__(self, corpus: Corpus, num_lanes: int, seed: int):
@@ -196,8 +205,9 @@ def read_in_order(corpus: Corpus, num_lanes: int, steps: int, mine: range | None
 class TypeTable:
     """What the model needs of each type of a corpus: its characters and its id in the LM vocabulary.
 
-    `rows`: (types + 2, max_word_length) uint16 character ids, on disk; the last two are `<S>` and `</S>`.
-    `labels`: (types + 3,) int32 ids in the LM vocabulary; the last, reached by index -1, is -100.
+    Attributes:
+        rows: (types + 2, max_word_length) uint16 character ids, on disk; the last two are `<S>` and `</S>`.
+        labels: (types + 3,) int32 ids in the LM vocabulary; the last, reached by index -1, is -100.
     """
 
     def __init__(self, corpus: Corpus, tokenizer):

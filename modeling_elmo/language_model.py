@@ -37,8 +37,12 @@ class Negatives(NamedTuple):
 class LogUniformSampler:
     """Draws word ids with P(k) = log((k + 2) / (k + 1)) / log(vocab_size + 1): Zipf's law for ids by falling frequency.
 
+    Args:
+        vocab_size: words that there are.
+        num_samples: different words of a draw.
+
     Raises:
-        `ValueError`: more samples wanted than there are words; a draw has no word twice.
+        ValueError: more samples wanted than there are words; a draw has no word twice.
     """
 
     def __init__(self, vocab_size: int, num_samples: int):
@@ -111,8 +115,12 @@ def sampled_softmax_loss(
     A negative that is a word's own target is taken out for that word.
 
     Args:
-        hidden: (words, projection_dim). targets: (words,) ids. weight, bias: (vocab, projection_dim) and (vocab,).
-        negatives: the draw. sampler: where it comes from.
+        hidden: (words, projection_dim), what the softmax reads.
+        targets: (words,) ids in the LM vocabulary.
+        weight: (lm_vocab_size, projection_dim).
+        bias: (lm_vocab_size,).
+        negatives: the draw.
+        sampler: where it comes from.
         sparse: give `weight` and `bias` sparse gradients, of the rows that were looked up.
 
     Returns:
@@ -211,13 +219,17 @@ def _full_softmax_loss_in_blocks(hidden: Tensor, targets: Tensor, weight: Tensor
 class ElmoForPreTrainingOutput(ModelOutput):
     """Output of `ElmoForPreTraining`.
 
-    `loss`: mean of both directions' losses, in nats per predicted word.
-    `forward_loss`, `backward_loss`: each direction's mean; `num_targets`: (2,) words predicted by each direction.
-    `word_losses`: (2, batch, words), forward and backward: at each word the loss of predicting the one read next, 0
-        where nothing is predicted. For scores of sentences.
-    `logits`, `backward_logits`: (batch, words, lm_vocab_size), without labels only: at each word, the scores of the
-        next and of the previous one.
-    `hidden_states`: as in `ElmoModelOutput`. `state`: the LSTM state, to be passed on; `None` for pairs.
+    Attributes:
+        loss: () float32, mean of both directions' losses, in nats per predicted word.
+        logits: (batch, words, lm_vocab_size), without labels only: at each word, the scores of the next one.
+        backward_logits: (batch, words, lm_vocab_size), likewise: at each word, the scores of the previous one.
+        forward_loss: () float32, the forward direction's mean.
+        backward_loss: () float32, the backward direction's mean.
+        num_targets: (2,) int64, words predicted by each direction.
+        word_losses: (2, batch, words) float32, forward and backward: at each word the loss of predicting the one read
+            next, 0 where nothing is predicted. For scores of sentences.
+        hidden_states: with `output_hidden_states=True`, as in `ElmoModelOutput`.
+        state: the LSTM state, to be passed on; `None` for pairs.
     """
 
     loss: Tensor | None = None
@@ -247,10 +259,13 @@ class ElmoForPreTrainingOutput(ModelOutput):
 
 
 class ElmoLMHead(nn.Module):
-    """The softmax that both directions share: `weight` (lm_vocab_size, projection_dim), `bias` (lm_vocab_size,).
+    """The softmax that both directions share.
 
-    `sparse`: as in `torch.nn.Embedding`; where the loss is sampled, gradients are sparse tensors, for optimizers that
-        take them (`torch.optim.Adagrad`, `SGD`, `SparseAdam`).
+    Attributes:
+        weight: (lm_vocab_size, projection_dim).
+        bias: (lm_vocab_size,).
+        sparse: as in `torch.nn.Embedding`; where the loss is sampled, gradients are sparse tensors, for optimizers that
+            take them (`torch.optim.Adagrad`, `SGD`, `SparseAdam`).
     """
 
     sparse = False
@@ -266,10 +281,16 @@ class ElmoLMHead(nn.Module):
 
 
 class ElmoForPreTraining(ElmoPreTrainedModel):
-    """ELMo with its softmax: the model that is pretrained.
+    """ELMo with its softmax: the model that is pretrained (Peters et al. 2018, arXiv 1802.05365, section 3.1).
 
     In training mode the loss is a sampled softmax with `config.num_negative_samples` negatives for each direction;
     in evaluation mode, and when the vocabulary is not more than twice as large as the negatives, it is the full one.
+
+    Args:
+        config: an `ElmoConfig` with `lm_vocab_size`.
+
+    Raises:
+        ValueError: a config without `lm_vocab_size`.
     """
 
     def __init__(self, config):
@@ -316,19 +337,30 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         are made from it here (the forward direction predicts nothing at a text's last word, the backward direction
         nothing at its first).
 
-        Lanes (truncated back-propagation over an endless stream, section 2 of DESIGN): `input_ids` is a window of the
+        Lanes (truncated back-propagation over an endless stream, as in bilm-tf): `input_ids` is a window of the
         forward stream and `reversed_input_ids` one of the backward stream, in the order in which that direction
         reads; `next_labels` and `previous_labels` are the targets at each of their words.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds, state, output_hidden_states: as in `ElmoModel`.
+            input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`; in lanes the forward
+                stream.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
             labels: (batch, words) ids in the LM vocabulary; -100 is not predicted.
-            reversed_input_ids: (batch, words, max_word_length), with as many words as `input_ids`.
-            next_labels, previous_labels: (batch, words); -100 is not predicted.
+            state: the `state` of an earlier output. Default: zeros.
+            reversed_input_ids: (batch, words, row_length), in lanes the backward stream.
+            next_labels: (batch, words) ids that the forward direction predicts in lanes; -100 is not predicted.
+            previous_labels: (batch, words) ids that the backward direction predicts.
             negatives: the draw for each direction; by default a new one when the loss is sampled.
+            output_hidden_states: whether to return all layers; not in lanes.
+
+        Returns:
+            With targets the losses, in nats per predicted word, otherwise the logits; and the state. With
+            `return_dict=False` a tuple of them.
 
         Raises:
-            `ValueError`: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
+            ValueError: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
         """
         elmo = self.elmo
         inputs, mask, packing = elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)

@@ -38,7 +38,7 @@ class LayerCache:
         dtype: "float32", or "bfloat16" for half the space.
 
     Raises:
-        `ValueError`: the biLM is trained, so that its layers change.
+        ValueError: the biLM is trained, so that its layers change.
     """
 
     def __init__(self, folder: str | Path, model: ElmoTaskModel, dtype: str = "float32"):
@@ -147,7 +147,7 @@ class LayerCache:
             (batch, words, layers, hidden_size) in the cache's dtype, zeros at padding.
 
         Raises:
-            `KeyError`: a text that was not added.
+            KeyError: a text that was not added.
         """
         layers = np.zeros((*batch["attention_mask"].shape, *self.shape), self.data.dtype)
         for row, texts in enumerate(_texts(batch)):

@@ -15,10 +15,13 @@ from .lstm_ops import fused_lstm, is_traced, packed_lstm, scan_lstm
 
 
 class ElmoState(NamedTuple):
-    """The LSTM's memory between two pieces of text. Index 1 is the direction: 0 forward, 1 backward.
+    """The LSTM's memory between two pieces of text (Sak et al. 2014, arXiv 1402.1128). Index 1 is the direction: 0
+    forward, 1 backward.
 
-    `hidden`: (num_hidden_layers, 2, batch, projection_dim), the last projected output before the skip.
-    `cell`: (num_hidden_layers, 2, batch, lstm_dim), float32 also in a half-precision model.
+    Attributes:
+        hidden: (num_hidden_layers, 2, batch, projection_dim), the last projected output before the skip, in the dtype
+            of the weights.
+        cell: (num_hidden_layers, 2, batch, lstm_dim), float32 also in a half-precision model.
     """
 
     hidden: Tensor
@@ -31,9 +34,12 @@ class Packing(NamedTuple):
     Packed order is step by step, and within a step the longest text first: `batch_sizes[t]` texts are still running
     at step t. Rows are texts; positions count words of the flattened (batch * words) input.
 
-    `order`: (rows,) rows by falling length. `batch_sizes`: list of `longest` ints.
-    `forward_index`, `backward_index`: (packed,) position of the word that each direction reads.
-    `is_last`: (packed,) bool, true at the last step of a row.
+    Attributes:
+        order: (rows,) rows by falling length.
+        batch_sizes: list of `longest` ints.
+        forward_index: (packed,) position of the word that the forward direction reads.
+        backward_index: (packed,) position of the word that the backward direction reads.
+        is_last: (packed,) bool, true at the last step of a row.
     """
 
     order: Tensor
@@ -83,7 +89,8 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
         Args:
             inputs: (2, packed, projection_dim), each direction in its reading order.
             batch_sizes: texts still running at each step, as in `Packing`.
-            hidden, cell: (2, rows, projection_dim) and (2, rows, lstm_dim), rows by falling length.
+            hidden: (2, rows, projection_dim), rows by falling length.
+            cell: (2, rows, lstm_dim), the same rows.
 
         Returns:
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.

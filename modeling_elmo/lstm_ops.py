@@ -34,9 +34,12 @@ def naive_lstm(
 
     Args:
         inputs: (words, projection_dim) in reading order.
-        weight_ih, weight_hh, bias, weight_hr: (4 * lstm_dim, projection_dim), the same, (4 * lstm_dim,) and
-            (projection_dim, lstm_dim).
-        hidden, cell: (projection_dim,) and (lstm_dim,), the initial state.
+        weight_ih: (4 * lstm_dim, projection_dim).
+        weight_hh: (4 * lstm_dim, projection_dim).
+        bias: (4 * lstm_dim,).
+        weight_hr: (projection_dim, lstm_dim).
+        hidden: (projection_dim,), at the start.
+        cell: (lstm_dim,), at the start.
 
     Returns:
         (words, projection_dim) outputs before the skip, and the final hidden and cell state.
@@ -64,12 +67,15 @@ def packed_lstm(
 
     Args:
         inputs: (2, packed, projection_dim), each direction in its reading order, packed as `Packing` says.
-        weight_ih, weight_hh, bias, weight_hr: those of `naive_lstm` with a dimension of 2 in front, all of the dtype
-            of `inputs`; the forget bias is in `bias` already.
-        hidden, cell: (2, rows, projection_dim) and (2, rows, lstm_dim), rows by falling length. `cell` is at least
-            float32, and so is the arithmetic of the cell.
+        weight_ih: that of `naive_lstm` with a dimension of 2 in front, as all weights, and of the dtype of `inputs`.
+        weight_hh: as `weight_ih`.
+        bias: (2, 4 * lstm_dim), with the forget bias in it.
+        weight_hr: (2, projection_dim, lstm_dim).
+        hidden: (2, rows, projection_dim), rows by falling length.
+        cell: (2, rows, lstm_dim), at least float32, and so is the arithmetic of the cell.
         batch_sizes: texts still running at each step.
-        cell_clip, proj_clip: the bounds, or `None`.
+        cell_clip: the bound of the cell, or `None`.
+        proj_clip: the bound of the projected output, or `None`.
         chunk_size: steps whose input products are in memory at a time; `None` for all.
 
     Returns:
@@ -121,11 +127,11 @@ def scan_lstm(
 ) -> Tensor:  # fmt: skip
     """One layer, both directions, padded texts, from zero states; for export, since a loop in Python would be unrolled.
 
-    What a direction reads behind a text's last word cannot change what came before.
+    What a direction reads behind a text's last word cannot change what came before. Weights and bounds are those of
+    `packed_lstm`.
 
     Args:
         inputs: (2, batch, words, projection_dim), each direction in its reading order.
-        weight_ih, weight_hh, bias, weight_hr, cell_clip, proj_clip: as in `packed_lstm`.
 
     Returns:
         (2, batch, words, projection_dim) outputs before the skip.
@@ -363,11 +369,14 @@ def cell_forward(
     """One step of the cell, all in place; every tensor's rows lie without gaps.
 
     Args:
-        gates, recurrent, bias: (2, rows, 4 * lstm_dim) twice and (2, 4 * lstm_dim), the sum of which is i, f, g, o.
-            With `keep`, `gates` holds the activated gates afterwards.
-        cell: (2, rows, lstm_dim) before the step. new_cell: the same behind it; may be the same tensor.
+        gates: (2, rows, 4 * lstm_dim); with `recurrent` and `bias` it sums to i, f, g, o.
+        recurrent: (2, rows, 4 * lstm_dim).
+        bias: (2, 4 * lstm_dim).
+        cell: (2, rows, lstm_dim) before the step.
+        new_cell: the same behind it; may be the same tensor.
         output: (2, rows, lstm_dim) for sigmoid(o) * tanh(new_cell).
         bound: where the cell is clipped.
+        keep: whether `gates` holds the activated gates afterwards.
     """
     if gates.device.type == "cpu" and (kernels := cell_kernels(gates.dtype)) is not None:
         kernels.forward(gates, recurrent, bias, cell, new_cell, output, bound, keep)
@@ -386,7 +395,10 @@ def cell_backward(
     """The gradients of `cell_forward`.
 
     Args:
-        gates: activated. cell, new_cell: before and behind the step. d_output: the gradient of its output.
+        gates: activated.
+        cell: before the step.
+        new_cell: behind it.
+        d_output: the gradient of its output.
         d_cell: the gradient of `new_cell`; afterwards that of `cell`.
         d_gates: for the gradient of the gates before their activations.
         bound: as in `cell_forward`.

@@ -63,7 +63,7 @@ def read_many_langs(src: Path) -> ManyLangsElmo:
     """Read and check a folder, or a zip archive of one; all tensors are float32.
 
     Raises:
-        `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
+        ConversionError: files that are missing, damaged, of another kind, or contradict each other.
     """
     with _folder_of(src) as folder:
         options = _hyperparameters(folder)

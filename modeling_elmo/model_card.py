@@ -117,7 +117,8 @@ def model_card(
             with `sentences`, `tokens`, `types`, and `unknown_rate` and `truncated_rate` as shares of the tokens.
         recipe: the arguments of the run that are not defaults. Of paths only the last part is told.
         metrics: `eval_perplexity`, `eval_forward_perplexity` and `eval_backward_perplexity`.
-        license, language: for the metadata, as the Hub spells them; left out when `None`.
+        license: for the metadata, as the Hub spells it; left out when `None`.
+        language: the same.
     """
     return CARD.format(
         metadata=metadata(repo_name, data, metrics, license, language),

@@ -24,11 +24,12 @@ from .word_encoder import ElmoHighway, ElmoWordEncoder
 class ElmoModelOutput(ModelOutput):
     """Output of `ElmoModel`. Rows of padding are zeros.
 
-    `last_hidden_state`: (batch, words, hidden_size), the top layer, forward and backward side by side.
-    `scalar_mix`: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
-    `hidden_states`: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
-        first is the word vector twice, independent of context.
-    `state`: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
+    Attributes:
+        last_hidden_state: (batch, words, hidden_size), the top layer, forward and backward side by side.
+        scalar_mix: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
+        hidden_states: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
+            first is the word vector twice, independent of context.
+        state: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
     """
 
     last_hidden_state: Tensor | None = None
@@ -38,7 +39,16 @@ class ElmoModelOutput(ModelOutput):
 
 
 class ElmoScalarMix(nn.Module):
-    """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request."""
+    """gamma * sum_j softmax(weights)_j * layer_j (equation 1 of the paper), each layer normalised first on request.
+
+    Args:
+        config: an `ElmoConfig`; its `scalar_mix_layer_norm` says whether layers are normalised, each word by itself.
+        num_layers: how many layers there are to mix. Default: all.
+
+    Attributes:
+        weights: (num_layers,), before their softmax; zeros at first, which is the average.
+        gamma: (), the factor before the sum; 1 at first.
+    """
 
     def __init__(self, config, num_layers: int | None = None):
         super().__init__()
@@ -55,7 +65,7 @@ class ElmoScalarMix(nn.Module):
 
 
 class ElmoPreTrainedModel(PreTrainedModel):
-    """What all ELMo models share: configuration, names and the initial weights of the original (DESIGN section 2)."""
+    """What all ELMo models share: configuration, names and the initial weights of the original trainer (bilm-tf)."""
 
     config_class = ElmoConfig
     base_model_prefix = "elmo"
@@ -124,7 +134,8 @@ class ElmoPreTrainedModel(PreTrainedModel):
 
 
 class ElmoModel(ElmoPreTrainedModel):
-    """The bidirectional language model without its softmax: all layers, and their learned mix.
+    """The bidirectional language model without its softmax: all layers, and their learned mix (Peters et al. 2018,
+    arXiv 1802.05365, sections 3.1 and 3.2).
 
     Stateless and deterministic: a text has the same vectors alone, in any batch and in any order. State is an
     argument and an output. Pairs are encoded as two separate texts, since the model never saw two in one.
@@ -173,8 +184,12 @@ class ElmoModel(ElmoPreTrainedModel):
             state: the `state` of an earlier output. Default: zeros.
             output_hidden_states: whether to return all layers.
 
+        Returns:
+            The layers, their mix and the state, in the dtype of the weights; the cell state is float32 at least. With
+            `return_dict=False` a tuple of them.
+
         Raises:
-            `ValueError`: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`
+            ValueError: ids out of range, shapes that do not fit, a mask that is not padded on the right, or `state`
                 together with pairs.
         """
         if output_hidden_states is None:
@@ -228,7 +243,8 @@ class ElmoModel(ElmoPreTrainedModel):
         Slower than `encode`, for every word is encoded, padding too; for export.
 
         Args:
-            inputs: (batch, words, ...) ids or vectors of words. mask: (batch, words) bool.
+            inputs: (batch, words, ...) ids or vectors of words.
+            mask: (batch, words) bool.
         """
         words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
         steps = torch.arange(mask.shape[1], device=mask.device)
@@ -348,7 +364,7 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
         token_type_ids: (batch, words) of 0 and 1, or `None` for single texts.
 
     Raises:
-        `ValueError`: a mask that is not padded on the right, or types that are not some 0 and then some 1.
+        ValueError: a mask that is not padded on the right, or types that are not some 0 and then some 1.
     """
     batch, words = attention_mask.shape
     lengths = attention_mask.sum(1)  # (batch,)

@@ -6,8 +6,8 @@
 
 A line of the text is a sentence. Each is read on its own from the zero state, as texts are encoded; the evaluation in
 pretraining carries the state from sentence to sentence instead, and so its perplexity is another one. The forward
-direction predicts w1 .. wn </S>, the backward one wn .. w1 <S> (Peters et al. 2018, section 3.1), over the whole
-vocabulary. The perplexity of both is exp of their mean loss, as the paper has it. Out-of-vocabulary words are <UNK>
+direction predicts w1 .. wn `</S>`, the backward one wn .. w1 `<S>` (Peters et al. 2018, section 3.1), over the whole
+vocabulary. The perplexity of both is exp of their mean loss, as the paper has it. Out-of-vocabulary words are `<UNK>`
 to the softmax: a guess that is easy where there are many, so perplexities are also told over the known words only.
 
 `--per_sentence` writes a line of JSON a sentence: `sentence` (the number of its line from 0, empty lines counted),
@@ -54,10 +54,13 @@ class PerplexityError(ValueError):
 class LogProbs:
     """Log-probabilities of some text, in nats, summed over the words that each direction predicts.
 
-    `num_words`: predicted words of each direction, that is the words of the text and one boundary a sentence.
-    `num_unknown`: those that are <UNK> in the vocabulary of the language model.
-    `log_prob_forward`, `log_prob_backward`: sums over all predicted words.
-    `known_log_prob_forward`, `known_log_prob_backward`: sums over those that are not <UNK>.
+    Attributes:
+        num_words: predicted words of each direction, that is the words of the text and one boundary a sentence.
+        num_unknown: those that are `<UNK>` in the vocabulary of the language model.
+        log_prob_forward: sum over all words that the forward direction predicts.
+        log_prob_backward: sum over all words that the backward direction predicts.
+        known_log_prob_forward: `log_prob_forward` without those that are `<UNK>`.
+        known_log_prob_backward: `log_prob_backward` without those that are `<UNK>`.
     """
 
     num_words: int = 0
@@ -69,7 +72,7 @@ class LogProbs:
 
     @property
     def oov_rate(self) -> float:
-        """Share of the predicted words that are <UNK>."""
+        """Share of the predicted words that are `<UNK>`."""
         return self.num_unknown / self.num_words
 
     @property
@@ -99,7 +102,11 @@ class LogProbs:
 
 @dataclass
 class SentenceScore(LogProbs):
-    """`LogProbs` of one sentence; `sentence` is the number of its line from 0, empty lines counted."""
+    """`LogProbs` of one sentence.
+
+    Attributes:
+        sentence: the number of its line from 0, empty lines counted.
+    """
 
     sentence: int = 0
 
@@ -110,7 +117,11 @@ class SentenceScore(LogProbs):
 
 @dataclass
 class PerplexityReport(LogProbs):
-    """`LogProbs` of a text of `num_sentences` sentences."""
+    """`LogProbs` of a text.
+
+    Attributes:
+        num_sentences: those that have words.
+    """
 
     num_sentences: int = 0
 
@@ -144,10 +155,20 @@ def perplexity(
     on_sentence: Callable[[SentenceScore], object] = lambda score: None,
     **options: Any,
 ) -> PerplexityReport:
-    """Perplexity of a text; `on_sentence` is told of each score, the other arguments are those of `sentence_scores`.
+    """Perplexity of a text.
+
+    Args:
+        model: as for `sentence_scores`.
+        tokenizer: the one that belongs to the model.
+        lines: strings, or lists of words that are split already.
+        on_sentence: is told of each sentence's score.
+        **options: further arguments of `sentence_scores`.
+
+    Returns:
+        The sums over all sentences; `str()` of it is a table.
 
     Raises:
-        `PerplexityError`: a text without words, and what `sentence_scores` raises.
+        PerplexityError: a text without words, and what `sentence_scores` raises.
     """
     report = PerplexityReport()
     for score in sentence_scores(model, tokenizer, lines, **options):
@@ -181,8 +202,11 @@ def sentence_scores(
         window_words: how many words are sorted by length together, at least one sentence.
         on_batch: is told of the sentences and the predicted words of each batch, for showing progress.
 
+    Yields:
+        A score for each sentence that has words, in their order.
+
     Raises:
-        `PerplexityError`: a vocabulary that is not the model's, or a loss that is no number.
+        PerplexityError: a vocabulary that is not the model's, or a loss that is no number.
     """
     check_vocabulary(model, tokenizer)
     texts = (tokenizer.split_words(line) if isinstance(line, str) else list(line) for line in lines)
@@ -300,7 +324,7 @@ def load(name: str, device: str | None) -> tuple[ElmoForPreTraining, ElmoTokeniz
     """Model, in float32 and evaluation mode, and tokenizer.
 
     Raises:
-        `PerplexityError`: a folder without them or without softmax and vocabulary, or a device that there is not.
+        PerplexityError: a folder without them or without softmax and vocabulary, or a device that there is not.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing is told here

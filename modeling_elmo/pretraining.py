@@ -78,8 +78,13 @@ def check_launch(accelerator: Accelerator):
 class Pretrainer:
     """One run: sets everything up from the arguments, trains, evaluates, and writes the finished folder.
 
+    Args:
+        args: everything that the run is told.
+
     Raises:
-        `ArgumentsError`, `DataError`, `CheckpointError`: what cannot be trained on, with or from.
+        ArgumentsError: what cannot be trained with.
+        DataError: what cannot be trained on.
+        CheckpointError: what cannot be gone on from.
     """
 
     def __init__(self, args: PretrainingArguments):
@@ -307,9 +312,9 @@ class Pretrainer:
         """Train to the last step, write the finished folder, and return the last evaluation.
 
         Raises:
-            `Stopped`: SIGTERM or SIGINT came; a checkpoint was saved.
-            `FloatingPointError`: the loss is no number any more.
-            `CheckpointError`: a checkpoint, the log or the finished model could not be read or written.
+            Stopped: SIGTERM or SIGINT came; a checkpoint was saved.
+            FloatingPointError: the loss is no number any more.
+            CheckpointError: a checkpoint, the log or the finished model could not be read or written.
         """
         with ExitStack() as stack:
             stack.callback(self._unlock)

@@ -197,8 +197,11 @@ def boundary_loss(logits: Tensor, positions: Tensor, may_be: Tensor) -> Tensor:
 class ElmoForQuestionAnswering(ElmoTaskModel):
     """ELMo with a head that finds the answer to a question in a context.
 
-    `config.head` is "recurrent" for the network of the module's docstring, "linear" for one linear layer over each
-    word.
+    `config.head` is "recurrent" for the network of Clark and Gardner 2017 (arXiv 1710.10723), "linear" for one linear
+    layer over each word.
+
+    Args:
+        config: an `ElmoConfig`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
     """
 
     def __init__(self, config):
@@ -223,11 +226,16 @@ class ElmoForQuestionAnswering(ElmoTaskModel):
         """Score the words of contexts as the first and the last word of the answer.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`; pairs of a question and a
-                context, as the tokenizer makes them.
-            hidden_states: instead of ids, the biLM's layers: see `ElmoTaskModel.bilm_layers`.
-            start_positions, end_positions: (batch,) where in the pair the answer's first and last words stand; 0 for
-                no answer. A position that can hold no answer, such as -100 or one of padding, is left out.
+            input_ids: (batch, words, row_length) integer character ids of pairs of a question and a context, as the
+                tokenizer makes them.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the question and 1 for the context.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
+            hidden_states: instead of ids, the biLM's layers, (batch, words, layers, hidden_size): see
+                `ElmoTaskModel.bilm_layers`.
+            start_positions: (batch,) where in the pair the answer's first word stands; 0 for no answer. A position
+                that can hold no answer, such as -100 or one of padding, is left out.
+            end_positions: (batch,) the same for its last word.
             output_hidden_states: whether to return the layers that the head mixed.
 
         Returns:
@@ -237,7 +245,7 @@ class ElmoForQuestionAnswering(ElmoTaskModel):
             (batch, words, hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`.
+            ValueError: as for `ElmoModel`.
         """
         layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
         pairs = Pairs(mask, token_type_ids)

@@ -59,8 +59,11 @@ class ElmoQuestionAnsweringPipeline(ChunkPipeline):
         """Answer questions.
 
         Args:
-            inputs: `{"question": ..., "context": ...}`, a list, a data set or a generator of these; or instead
-            question, context: a text each, or lists of as many; one context may serve several questions.
+            inputs: `{"question": ..., "context": ...}`, a list, a data set or a generator of these.
+            question: instead of `inputs`, a text or a list of texts.
+            context: with `question`, a text for all questions, or a list of as many.
+
+        Keyword Args:
             max_seq_len: words that the model reads at once, question and boundaries included; default 384.
             doc_stride: words that neighbouring parts of a longer context share; default 128, or half of the room that
                 the question leaves if that is less.
@@ -75,7 +78,7 @@ class ElmoQuestionAnsweringPipeline(ChunkPipeline):
             has an empty answer with score 0.
 
         Raises:
-            `ValueError`: a question or context that is missing or no text; a `doc_stride` that is too large.
+            ValueError: a question or context that is missing or no text; a `doc_stride` that is too large.
         """
         if (inputs is None) == (question is None and context is None):
             raise ValueError("give either question=... and context=..., or a dict with both, or a list of dicts")

@@ -36,7 +36,7 @@ def plot_curve(log_file: str | Path, png_file: str | Path) -> None:
     """Draw perplexity over words read, both directions, training and validation, into a PNG file.
 
     Raises:
-        `ImportError`: matplotlib is not installed.
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -37,7 +37,7 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
         pooling: as in `sentence_transformers`' `Pooling`: "mean", "max", ...
 
     Raises:
-        `SentenceEmbeddingError`: no ELMo there, a layer that it has not, or sentence-transformers is missing.
+        SentenceEmbeddingError: no ELMo there, a layer that it has not, or sentence-transformers is missing.
     """
     try:
         from sentence_transformers import SentenceTransformer

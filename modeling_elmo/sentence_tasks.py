@@ -77,7 +77,7 @@ def load_files(files: dict[str, str]) -> DatasetDict:
     """Tables from files (json, jsonl, csv, tsv, parquet, also .gz) by split.
 
     Raises:
-        `DataError`: a file that is not there, of an unknown kind, or that cannot be read.
+        DataError: a file that is not there, of an unknown kind, or that cannot be read.
     """
     tables = {}
     for split, name in files.items():
@@ -100,7 +100,7 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
     """The tables of a named task: from `data_dir/name`, or a GLUE task from the Hub.
 
     Raises:
-        `DataError`: an unknown name, a folder without files, or a Hub that cannot be reached.
+        DataError: an unknown name, a folder without files, or a Hub that cannot be reached.
     """
     if data_dir is not None:
         folder = Path(data_dir, name)
@@ -132,7 +132,7 @@ def prepare(
         columns: one or two columns of sentences; by default the task's, or the usual names.
 
     Raises:
-        `DataError`: missing columns, missing texts or labels, labels of validation that training does not have.
+        DataError: missing columns, missing texts or labels, labels of validation that training does not have.
     """
     first = next(iter(tables.values()))
     columns = tuple(columns or spec.columns or _guess_columns(first))
@@ -220,7 +220,7 @@ def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
     pearson, spearmanr.
 
     Raises:
-        `DataError`: scikit-learn is not installed.
+        DataError: scikit-learn is not installed.
     """
     try:
         from scipy.stats import pearsonr, spearmanr

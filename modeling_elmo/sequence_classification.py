@@ -89,8 +89,12 @@ class ElmoClassificationHead(nn.Module):
 class ElmoForSequenceClassification(ElmoTaskModel):
     """ELMo with a head for a label or a number for a text or a pair of texts.
 
-    `config.head` is "recurrent" for the biattentive network of the module's docstring, "linear" for one linear layer
-    over the mean of the words.
+    `config.head` is "recurrent" for a biattentive network (McCann et al. 2017, arXiv 1708.00107; for pairs with the
+    matching features of Chen et al. 2017, arXiv 1609.06038), "linear" for one linear layer over the mean of the words.
+
+    Args:
+        config: an `ElmoConfig` with `num_labels` and, if labels do not tell, `problem_type`; `head`, `head_dim`,
+            `head_dropout` and `feature_layers` shape the head.
     """
 
     def __init__(self, config):
@@ -115,8 +119,12 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         """Classify texts or pairs.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
-            hidden_states: instead of ids, the biLM's layers: see `ElmoTaskModel.bilm_layers`.
+            input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
+            hidden_states: instead of ids, the biLM's layers, (batch, words, layers, hidden_size): see
+                `ElmoTaskModel.bilm_layers`.
             labels: (batch,) class ids; numbers for regression (`num_labels=1`); (batch, num_labels) of 0 and 1 for
                 `problem_type="multi_label_classification"`.
             output_hidden_states: whether to return the layers that the head mixed.
@@ -126,7 +134,7 @@ class ElmoForSequenceClassification(ElmoTaskModel):
             pull. `hidden_states`: a tuple of (batch, words, hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`; labels out of range.
+            ValueError: as for `ElmoModel`; labels out of range.
         """
         layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
         logits = self.classifier(self.features(layers), mask, token_type_ids)
@@ -142,7 +150,13 @@ class ElmoForSequenceClassification(ElmoTaskModel):
 
 
 class ElmoForMultipleChoice(ElmoTaskModel):
-    """ELMo with a head that picks one of several texts, or of several pairs: the one that gets the highest score."""
+    """ELMo with a head that picks one of several texts, or of several pairs: the one that gets the highest score.
+
+    The head is that of `ElmoForSequenceClassification` with one score.
+
+    Args:
+        config: an `ElmoConfig`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
+    """
 
     def __init__(self, config):
         super().__init__(config)
@@ -165,8 +179,11 @@ class ElmoForMultipleChoice(ElmoTaskModel):
         """Score the choices.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states: as for
-                `ElmoForSequenceClassification` with a dimension of choices behind that of the batch.
+            input_ids: (batch, choices, words, row_length) integer character ids.
+            attention_mask: (batch, choices, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, choices, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words with the same dimension of choices.
+            hidden_states: instead of ids, the biLM's layers, (batch, choices, words, layers, hidden_size).
             labels: (batch,) the number of the right choice.
             output_hidden_states: whether to return the layers that the head mixed.
 
@@ -175,7 +192,7 @@ class ElmoForMultipleChoice(ElmoTaskModel):
             hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`; no dimension of choices; labels out of range.
+            ValueError: as for `ElmoModel`; no dimension of choices; labels out of range.
         """
         tensors = [input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states]
         given = next(

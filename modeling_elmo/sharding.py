@@ -40,7 +40,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     """Whether models that this accelerator prepares are sharded.
 
     Raises:
-        `ArgumentsError`: the launcher was told to shard, but there are no GPUs, or as FSDP of the first version.
+        ArgumentsError: the launcher was told to shard, but there are no GPUs, or as FSDP of the first version.
     """
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if wants_fsdp() and not (sharded and accelerator.is_fsdp2):

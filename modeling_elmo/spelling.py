@@ -28,7 +28,10 @@ UNKNOWN = "\ufffd"
 class ByteSpelling:
     """A word is a row of its UTF-8 bytes between two boundaries: `char_rows` says how.
 
-    `row_length`: ids of a word. `dtype`: of rows. `boundaries`: what begin and end of a sentence have in place 1.
+    Attributes:
+        row_length: ids of a word.
+        dtype: of rows.
+        boundaries: what begin and end of a sentence have in place 1.
     """
 
     dtype = np.uint16
@@ -60,8 +63,8 @@ class DictionarySpelling:
     Every id is stored one higher than in the dictionaries, so that 0 is the mask.
 
     Args:
-        char_vocab: characters and the symbols "<bow>", "<eow>", "<bos>", "<eos>", "<oov>", "<pad>", numbered from 0.
-        word_vocab: words and "<bos>", "<eos>", "<oov>", "<pad>", numbered from 0; `None` if the model reads
+        char_vocab: characters and the symbols `<bow>`, `<eow>`, `<bos>`, `<eos>`, `<oov>`, `<pad>`, numbered from 0.
+        word_vocab: words and `<bos>`, `<eos>`, `<oov>`, `<pad>`, numbered from 0; `None` if the model reads
             characters only.
         max_word_length: character ids of a word, its two boundaries included.
 
@@ -93,7 +96,7 @@ class DictionarySpelling:
         return row
 
     def rows(self, words: Sequence[str]) -> np.ndarray:
-        """(words, row_length). No string is special: a typed "<bos>" is a word of five characters."""
+        """(words, row_length). No string is special: a typed `<bos>` is a word of five characters."""
         check_words(words)
         rows = np.full((len(words), self.row_length), self._chars[PAD], self.dtype)
         rows[:, 0] = self._chars[BEGIN_OF_WORD]

@@ -31,7 +31,8 @@ NO_SPAN = Answer(-2e4, 0, 0)
 class Question:
     """A question, its context and its right answers: none if it has no answer.
 
-    `answer_starts`: the first character of each answer in the context; `None` if it does not stand there.
+    Attributes:
+        answer_starts: the first character of each answer in the context; `None` if it does not stand there.
     """
 
     id: str
@@ -85,7 +86,7 @@ def read_questions(files: Sequence[str], report: SquadReport, need_answers: bool
         need_answers: whether rows must have answers.
 
     Raises:
-        `DataError`: a file that cannot be read or is of another form; missing columns; an id twice.
+        DataError: a file that cannot be read or is of another form; missing columns; an id twice.
     """
     return check_rows(((name, row) for name in files for row in read_rows(name)), report, need_answers)
 
@@ -270,7 +271,7 @@ def make_windows(
         report: counts the questions of more than `max_question_length` words, which are cut.
 
     Raises:
-        `DataError`: a stride that is not less than the words beside the longest question.
+        DataError: a stride that is not less than the words beside the longest question.
     """
     distinct = list(dict.fromkeys(question.context for question in questions))
     contexts = dict(zip(distinct, split_texts(tokenizer, distinct), strict=True))
@@ -325,9 +326,11 @@ def training_windows(windows: Sequence[Window], report: SquadReport) -> list[Win
 class Prediction:
     """What was found for a question.
 
-    `answer`: the text, empty for no answer. `best_text`: the best of all spans. `null_odds`: by how much the score of
-    no answer is above that of this span; `None` in version 1.1. `candidates`: the best spans (in version 2.0 also no
-    answer), best first, with `probability` among these.
+    Attributes:
+        answer: the text, empty for no answer.
+        best_text: the best of all spans.
+        null_odds: by how much the score of no answer is above that of this span; `None` in version 1.1.
+        candidates: the best spans (in version 2.0 also no answer), best first, with `probability` among these.
     """
 
     answer: str
@@ -350,7 +353,8 @@ def predict_answers(
 
     Args:
         windows: of the questions, in any order.
-        start_logits, end_logits: (windows, positions), what the model made of them.
+        start_logits: (windows, positions), what the model made of them.
+        end_logits: (windows, positions).
         n_best_size: candidates for each question.
         max_answer_length: words of the longest answer; 17 as in the ELMo paper.
         version_2: whether there may be no answer: there is none if `null_odds` is above `null_threshold`.

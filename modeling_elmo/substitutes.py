@@ -1,7 +1,9 @@
 """Words that could stand in the place of a word, as a pretrained ELMo sees it: `python -m modeling_elmo.substitutes`.
 
-python -m modeling_elmo.substitutes runs/mine "He sat on the [bank] of the river ."
-python -m modeling_elmo.substitutes runs/mine --json < sentences.txt      # a sentence a line
+    python -m modeling_elmo.substitutes runs/mine "He sat on the [bank] of the river ."
+    python -m modeling_elmo.substitutes runs/mine --json < sentences.txt      # a sentence a line
+
+The model needs its softmax, as `train.py` leaves it; published weights come without one.
 """
 
 import argparse
@@ -21,7 +23,7 @@ def read_marked(text: str, tokenizer: ElmoTokenizer, pre_tokenized: bool) -> tup
     """The words of a sentence and the place of the one in brackets.
 
     Raises:
-        `ValueError`: not exactly one word is in brackets.
+        ValueError: not exactly one word is in brackets.
     """
     split = str.split if pre_tokenized else tokenizer.split_words
     marks = list(MARKED.finditer(text))

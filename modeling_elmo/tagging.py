@@ -66,7 +66,7 @@ def read_dataset(name: str, config_name: str | None, columns: Columns) -> Splits
     one of the Hub.
 
     Raises:
-        `DataError`: there is no such data set, or as `read_file`.
+        DataError: there is no such data set, or as `read_file`.
     """
     if os.path.isfile(os.path.join(name, "dataset_dict.json")):
         tables = load_from_disk(name)
@@ -96,7 +96,7 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     """Sentences of a .json, .jsonl or .parquet table, or of a file of columns with another name; each also as .gz.
 
     Raises:
-        `DataError`: a file that cannot be read; no such column; a row of another width; as many tags as words are
+        DataError: a file that cannot be read; no such column; a row of another width; as many tags as words are
             missing, unless `needs_tags` is false and there are none at all.
     """
     if not os.path.isfile(name):
@@ -161,7 +161,7 @@ def read_table(table: Dataset, columns: Columns, source: str, needs_tags: bool =
     """Sentences of a table with a column of lists of words and one of lists of tags: strings or class ids.
 
     Raises:
-        `DataError`: no such column; a row without words or with tags that are not as many; unknown class ids.
+        DataError: no such column; a row without words or with tags that are not as many; unknown class ids.
     """
     text = _find_column(table, columns.text, ("tokens", "words"), "text", source)
     usual = (f"{columns.task}_tags", "tags", "labels")
@@ -261,7 +261,7 @@ def label_list(splits: Splits, known: Sequence[str] | None = None) -> list[str]:
         known: the labels of a model that was trained before; they cannot become more.
 
     Raises:
-        `DataError`: no tags at all; a tag that is not among `known`.
+        DataError: no tags at all; a tag that is not among `known`.
     """
     labels = list(known or ())
     for split in sorted(splits, key=lambda split: split != "train"):
@@ -320,7 +320,7 @@ def scorer(labels: Sequence[str], by_type: bool = False) -> Callable[[Any], Metr
         by_type: also the scores of each type, as in "PER_f1", and the number of its entities.
 
     Raises:
-        `DataError`: seqeval is needed, and not installed.
+        DataError: seqeval is needed, and not installed.
     """
     chunks = are_chunks(labels)
     if chunks:
@@ -360,7 +360,7 @@ def entity_scores(
             is one too.
 
     Raises:
-        `DataError`: seqeval is not installed; `strict` for another scheme than IOB2.
+        DataError: seqeval is not installed; `strict` for another scheme than IOB2.
     """
     report_of, iob2 = _seqeval()
     tags = {tag for row in [*gold, *predicted] for tag in row}

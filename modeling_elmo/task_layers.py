@@ -76,7 +76,10 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         """The layers that the head mixes, computed or as given.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
+            input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
             hidden_states: instead of ids, layers that were computed before: (batch, words, layers, hidden_size) with
                 as many layers as the head mixes. They need an `attention_mask`.
 
@@ -84,7 +87,7 @@ class ElmoTaskModel(ElmoPreTrainedModel):
             (batch, words, layers, hidden_size), zeros at padding, and the mask (batch, words) bool.
 
         Raises:
-            `ValueError`: as for `ElmoModel`; `hidden_states` of another shape, together with ids or without a mask.
+            ValueError: as for `ElmoModel`; `hidden_states` of another shape, together with ids or without a mask.
         """
         if hidden_states is not None:
             return self._check_layers(hidden_states, attention_mask, input_ids, inputs_embeds)
@@ -285,7 +288,7 @@ def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem
             that do not exclude each other.
 
     Raises:
-        `ValueError`: a class id out of range.
+        ValueError: a class id out of range.
     """
     if problem_type is None:
         floating = labels.is_floating_point()

@@ -62,7 +62,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     """The files that paths and globs name, each once, globs in sorted order.
 
     Raises:
-        `DataError`: a name that fits no file.
+        DataError: a name that fits no file.
     """
     files: list[str] = []
     for pattern in patterns:
@@ -94,7 +94,7 @@ def read_lines(
             end these add up to their sizes.
 
     Raises:
-        `DataError`: a file that is damaged or cannot be read, or has no such column.
+        DataError: a file that is damaged or cannot be read, or has no such column.
     """
     for name in files:
         try:
@@ -241,7 +241,7 @@ def lines_of_dataset(
     With `streaming`, nothing is written to the disk. `report` counts as in `read_lines`; null is left out.
 
     Raises:
-        `DataError`: there is no such data set, configuration, split or column of text, or it cannot be fetched.
+        DataError: there is no such data set, configuration, split or column of text, or it cannot be fetched.
     """
     from datasets import load_dataset
 
@@ -301,7 +301,7 @@ def content_hash(files: Sequence[str], progress: bool = False) -> str:
     With `progress`, a bar is drawn if it takes more than two seconds.
 
     Raises:
-        `DataError`: a file that cannot be read.
+        DataError: a file that cannot be read.
     """
     whole = hashlib.blake2b(digest_size=16)
     size = sum(os.path.getsize(name) for name in files if os.path.isfile(name))

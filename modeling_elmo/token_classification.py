@@ -26,7 +26,11 @@ class ElmoForTokenClassification(ElmoTaskModel):
     `config.head` is "recurrent" for a bidirectional LSTM, "linear" for one linear layer over the features;
     `config.use_crf` says whether labels are scored as a chain or one by one. Sentence boundaries have no place in the
     chain. If the labels are those of chunks (B-PER, I-PER, O and the like, see `allowed_transitions`), then in
-    evaluation mode only well-formed chains have a probability.
+    evaluation mode only well-formed chains have a probability. The network is that of Lample et al. 2016 (arXiv
+    1603.01360, section 2), with one LSTM layer.
+
+    Args:
+        config: an `ElmoConfig` with `id2label`; `head`, `head_dim`, `head_dropout` and `feature_layers` shape the head.
     """
 
     accepts_loss_kwargs = True  # tells Trainer that the loss is right when gradients are accumulated
@@ -68,8 +72,12 @@ class ElmoForTokenClassification(ElmoTaskModel):
         """Label words.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: as for `ElmoModel`.
-            hidden_states: instead of ids, the biLM's layers: see `ElmoTaskModel.bilm_layers`.
+            input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`.
+            attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+            token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
+            inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
+            hidden_states: instead of ids, the biLM's layers, (batch, words, layers, hidden_size): see
+                `ElmoTaskModel.bilm_layers`.
             labels: (batch, words) label ids, -100 for none. In a chain they may be unknown here and there.
             special_tokens_mask: (batch, words), 1 for sentence boundaries. By default they are known from rows of
                 characters; from anything else they cannot be told, and every word is in the chain.
@@ -83,7 +91,7 @@ class ElmoForTokenClassification(ElmoTaskModel):
             `hidden_states`: a tuple of (batch, words, hidden_size).
 
         Raises:
-            `ValueError`: as for `ElmoModel`; labels out of range; labels or special_tokens_mask of another shape.
+            ValueError: as for `ElmoModel`; labels out of range; labels or special_tokens_mask of another shape.
         """
         layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
         emissions = self._emissions(layers, mask)

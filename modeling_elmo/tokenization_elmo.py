@@ -89,11 +89,15 @@ class ElmoTokenizer(TokenizersBackend):
     Everything about words (splitting, truncation, stride, pairs, offsets, `word_ids`) is done by a Rust tokenizer; only
     its ids are replaced by rows. A text becomes `<S> words </S>`, a pair `<S> first </S> <S> second </S>` with
     `token_type_ids` 0 and 1. Whether a position is special is known from how it came about, never from its text: a
-    typed "<S>" is a word of three characters. Encoding changes nothing in the tokenizer, so threads may share it.
+    typed `<S>` is a word of three characters. Encoding changes nothing in the tokenizer, so threads may share it.
+
+    A call takes what every tokenizer of transformers does, and with `return_lm_labels=True` gives each word's id in the
+    language model's vocabulary, too. Tensors are int64: `input_ids` (texts, words, row_length), `attention_mask`,
+    `token_type_ids` and `labels` (texts, words). Bytes are numbered as by Peters et al. 2018 (bilm-tf).
 
     Args:
         vocab_file: `vocab.txt`, the vocabulary of the language model: one word a line, UTF-8, falling frequency, with
-            "<S>", "</S>" and "<UNK>". Optional: rows of characters need no vocabulary.
+            `<S>`, `</S>` and `<UNK>`. Optional: rows of characters need no vocabulary.
         tokenizer_file: `tokenizer.json`, the Rust tokenizer.
         vocab: The words themselves, instead of `vocab_file`.
         pre_tokenizer: How raw text is split: `"ptb"` (Penn Treebank: do n't, it 's, punctuation apart), `"whitespace"`,
@@ -101,14 +105,17 @@ class ElmoTokenizer(TokenizersBackend):
         max_word_length: Ids per word: at most `max_word_length - 2` bytes and the two word boundaries.
         word_inputs: For models without a character CNN: `input_ids` are (batch, words), the id in the language model's
             vocabulary + 1, with 0 for padding.
-        char_vocab_file, word_vocab_file: JSON objects of characters and words with their numbers from 0, for models
-            that spell words by dictionaries (ELMoForManyLangs): `spelling.DictionarySpelling` says how. With words,
-            `input_ids` have one more id behind the characters.
-        char_vocab, word_vocab: The same as mappings, instead of the files.
-        kwargs: As for every tokenizer of transformers, such as `model_max_length` (default: no limit), `padding_side`.
+        char_vocab_file: `char_vocab.json`, a JSON object of characters with their numbers from 0, for models that spell
+            words by dictionaries (ELMoForManyLangs): `spelling.DictionarySpelling` says how.
+        word_vocab_file: `word_vocab.json`, the same of words. `input_ids` then have one more id behind the characters.
+        char_vocab: The mapping itself, instead of `char_vocab_file`.
+        word_vocab: The mapping itself, instead of `word_vocab_file`.
+        **kwargs: As for every tokenizer of transformers, such as `model_max_length` (default: no limit) and
+            `padding_side`.
 
     Raises:
-        ValueError: a vocabulary without "<S>", "</S>" or "<UNK>" or with a word twice; a `tokenizer_file` that is not
+        TypeError: from a call, for what is no text, or no list of words with `is_split_into_words=True`.
+        ValueError: a vocabulary without `<S>`, `</S>` or `<UNK>` or with a word twice; a `tokenizer_file` that is not
             one of an ElmoTokenizer; an unknown name of a pre-tokenizer.
 
     Example:
@@ -226,8 +233,8 @@ class ElmoTokenizer(TokenizersBackend):
 
     def lm_ids(self, words: Sequence[str]) -> np.ndarray:
         """
-        Ids in the language model's vocabulary, int64 array (words,). An unknown word has the id of "<UNK>", and so have
-        the words "<S>" and "</S>": the true boundaries are `lm_bos_id` and `lm_eos_id`.
+        Ids in the language model's vocabulary, int64 array (words,). An unknown word has the id of `<UNK>`, and so have
+        the words `<S>` and `</S>`: the true boundaries are `lm_bos_id` and `lm_eos_id`.
 
         Raises:
             ValueError: the tokenizer has no such vocabulary.
@@ -286,7 +293,7 @@ class ElmoTokenizer(TokenizersBackend):
         self, counts: Mapping[str, int], vocab_size: int | None = None, min_frequency: int = 1
     ) -> "ElmoTokenizer":
         """
-        A copy of this tokenizer with another language model vocabulary: "<S>", "</S>", "<UNK>", then the words by
+        A copy of this tokenizer with another language model vocabulary: `<S>`, `</S>`, `<UNK>`, then the words by
         falling frequency, words of equal frequency in the order of their code points. Words that cannot be a line of a
         file (the empty one, and those with line breaks) are left out with a warning.
 
@@ -584,7 +591,7 @@ class ElmoTokenizer(TokenizersBackend):
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """
         The words of one sentence: rows (words, row_length), or with `word_inputs` ids (words,). Without
-        `word_inputs` a plain id, or a list of them, is one of the Rust tokenizer: "<PAD>", "<UNK>", "<S>", "</S>".
+        `word_inputs` a plain id, or a list of them, is one of the Rust tokenizer: `<PAD>`, `<UNK>`, `<S>`, `</S>`.
         """
         axes, _ = axes_and_leaf(ids)
         if axes == 0 and self.word_inputs:

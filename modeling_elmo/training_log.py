@@ -45,7 +45,7 @@ class TrainingLog:
         words_per_epoch: words of the text.
 
     Raises:
-        `CheckpointError`: the log cannot be written, as from any method that writes a line.
+        CheckpointError: the log cannot be written, as from any method that writes a line.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrainingLog:
         """Look at what was remembered, up to the end of `step`. Called by every process.
 
         Raises:
-            `FloatingPointError`: a loss is not a number, or beyond all bounds; says in which batch that began.
+            FloatingPointError: a loss is not a number, or beyond all bounds; says in which batch that began.
         """
         if not self.losses:
             return

@@ -23,7 +23,7 @@ def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
     """The model configuration that the arguments name, for a vocabulary of that size.
 
     Raises:
-        `ArgumentsError`: no such configuration, or overrides that no ELMo can have.
+        ArgumentsError: no such configuration, or overrides that no ELMo can have.
     """
     named = CONFIGS / f"{args.config_name}.json"
     path = named if named.is_file() else Path(args.config_name)
@@ -44,7 +44,7 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
     """The model to train, and whether its softmax is new although its biLM is not.
 
     Raises:
-        `ArgumentsError`: `model_name_or_path` or the configuration cannot be used.
+        ArgumentsError: `model_name_or_path` or the configuration cannot be used.
     """
     path = args.model_name_or_path
     if path is None:

@@ -31,7 +31,9 @@ WHAT_SPLITS = ("normalizer", "pre_tokenizer", "added_tokens")
 class Text:
     """The text to learn, the text to be judged by, and the tokenizer with the LM vocabulary.
 
-    `train_table`, `validation_table`: characters and labels of each text's words.
+    Attributes:
+        train_table: characters and labels of the words to learn.
+        validation_table: the same of the words to be judged by.
     """
 
     train: Corpus
@@ -85,7 +87,7 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
     """The tokenizer that the arguments name, with its vocabulary if it has one.
 
     Raises:
-        `ArgumentsError`: it cannot be read.
+        ArgumentsError: it cannot be read.
     """
     sources = ("vocab_file", "tokenizer_name")
     if args.tokenizer_name is not None and args.vocab_file is not None:
@@ -124,7 +126,7 @@ def tokenised(
     Called by every process of a run; one of them does the work.
 
     Raises:
-        `DataError`: files or data sets that cannot be read.
+        DataError: files or data sets that cannot be read.
     """
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     key = key_of(
@@ -174,7 +176,7 @@ def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
     """Tokenise or open the texts that the arguments name, and get or build the vocabulary.
 
     Raises:
-        `DataError`, `ArgumentsError`: files, data sets, tokenizers or vocabularies that cannot be used.
+        DataError, ArgumentsError: files, data sets, tokenizers or vocabularies that cannot be used.
     """
     tokenizer = read_tokenizer(args)
     hold_out = 0 if args.validation_file else HOLD_OUT_EVERY

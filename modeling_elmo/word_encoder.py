@@ -32,8 +32,9 @@ class ElmoHighway(nn.Module):
 class ElmoWordEncoder(nn.Module):
     """Word vectors from rows of character ids, or from word ids if the config has no `cnn_filters`.
 
-    `cache`: vectors of earlier batches, on the CPU and while no gradient of the weights is asked for; set it to
-    `WordCache(0)` to keep none.
+    Attributes:
+        cache: vectors of earlier batches, on the CPU and while no gradient of the weights is asked for; set it to
+            `WordCache(0)` to keep none.
     """
 
     cache_bytes = 128 * 2**20  # 65,536 words of 512 float32 numbers

@@ -15,7 +15,13 @@ from .tokenization_elmo import ElmoTokenizer
 
 
 class Substitute(NamedTuple):
-    """A word that could stand at a place: its id in the LM vocabulary, and its probability there."""
+    """A word that could stand at a place.
+
+    Attributes:
+        word: itself.
+        word_id: its id in the LM vocabulary.
+        probability: there, from 0 to 1.
+    """
 
     word: str
     word_id: int
@@ -23,7 +29,13 @@ class Substitute(NamedTuple):
 
 
 class Substitutes(NamedTuple):
-    """The likeliest words of a place, best first: as both directions together see it, and each alone."""
+    """The likeliest words of a place, best first.
+
+    Attributes:
+        both: as both directions together see it.
+        forward: as the words before it make them likely.
+        backward: as the words behind it do.
+    """
 
     both: list[Substitute]
     forward: list[Substitute]
@@ -38,8 +50,10 @@ def predict_words(
 
     Args:
         model: in evaluation mode.
-        input_ids, attention_mask: as for `ElmoModel`, with sentence boundaries.
-        rows, positions: (places,) which text, and which of its words; never a boundary.
+        input_ids: (batch, words, row_length), as for `ElmoModel`, with sentence boundaries.
+        attention_mask: (batch, words), 1 for words and 0 for padding behind them.
+        rows: (places,) which text.
+        positions: (places,) which of its words; never a boundary.
 
     Returns:
         (places, 2, lm_vocab_size) float32 log-probabilities, those of the forward direction first.
@@ -78,12 +92,16 @@ def find_substitutes(
 
     Args:
         model: in evaluation mode, with the softmax of the tokenizer's LM vocabulary.
+        tokenizer: the one that belongs to the model.
         words: the sentence, split into words.
         position: which of them, from 0; what stands there does not matter.
         top_k: how many of each list.
 
+    Returns:
+        Up to `top_k` words for both directions and for each, best first; never a boundary or the unknown word.
+
     Raises:
-        `ValueError`: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
+        ValueError: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
     """
     if not 0 <= position < len(words):
         raise ValueError(f"position must be one of the sentence's {len(words)} words, from 0, not {position}")

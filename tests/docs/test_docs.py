@@ -1,8 +1,9 @@
-"""Runs every block of code in docs/ as a reader would: page by page, in order, beside the files that the pages name.
+"""Runs every block of code in README.md and docs/ as a reader would: page by page, in order, beside what they name.
 
 A block that needs what is not here has a comment in front: `<!-- not run: why -->`.
 """
 
+import gzip
 import json
 import os
 import re
@@ -10,13 +11,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from datasets import Dataset
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *GUIDES]
 BLOCK = re.compile(r"(?P<comment><!--[^>]*-->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -38,7 +42,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
+def template(tmp_path_factory) -> Path:
     """A folder with what the pages name, as a reader who followed the README has it."""
     from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoTokenizer
     from modeling_elmo.convert import convert_to_allennlp
@@ -49,6 +53,11 @@ def world(tmp_path_factory) -> Path:
     lines = [f"The color of word{number % 11} is {['red', 'green', 'blue'][number % 3]} ." for number in range(300)]
     (folder / "corpus.txt").write_text("\n".join(lines) + "\n")
     (folder / "heldout.txt").write_text("\n".join(lines[:20]) + "\n")
+    (folder / "corpus").mkdir()
+    for name in ("corpus.txt.gz", "corpus/1.txt.gz", "corpus/2.txt.gz"):
+        with gzip.open(folder / name, "wt") as file:
+            file.write("\n".join(lines) + "\n")
+    Dataset.from_dict({"text": lines[:20]}).to_parquet(folder / "texts.parquet")
     torch.manual_seed(0)
     tokenizer = ElmoTokenizer().train_new_from_iterator(lines)
     config = ElmoConfig(
@@ -57,9 +66,11 @@ def world(tmp_path_factory) -> Path:
     )  # fmt: skip
     ElmoForPreTraining(config).save_pretrained(folder / "my-elmo")
     tokenizer.save_pretrained(folder / "my-elmo")
+    shutil.copytree(folder / "my-elmo", folder / "demo_output/model")
     convert_to_allennlp(folder / "my-elmo", folder / "legacy")
     shutil.make_archive(str(folder / "legacy"), "zip", folder / "legacy")
     shutil.copytree(ROOT / "tests" / "bilm_tf_checkpoint", folder / "save_dir")
+    write_many_langs(folder / "zht.model")
     for name in ("train", "validation"):
         texts = "".join(f"a {word} day,{label}\n" for word, label in [("good", "yes"), ("bad", "no")] * 20)
         (folder / f"{name}.csv").write_text(f"sentence,label\n{texts}")
@@ -72,6 +83,21 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
+def write_many_langs(folder: Path):
+    """A model as ELMoForManyLangs leaves it, by its own package, whose decorator `overrides` is out of date."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "overrides", SimpleNamespace(overrides=lambda method: method))
+        from test_many_langs import write_model
+
+        write_model(folder)
+
+
+@pytest.fixture
+def world(template, tmp_path) -> Path:
+    """The same folder for each page, so that none leans on another."""
+    return shutil.copytree(template, tmp_path / "reader", symlinks=True)
+
+
 def environment() -> dict[str, str]:
     bin_folder = str(Path(sys.executable).parent)
     return {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -82,25 +108,40 @@ def run(arguments: list[str], folder: Path, what: str):
     assert done.returncode == 0, f"{what}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_runs(page, world):
-    python: list[str] = []  # one program a page, begun anew where a command comes in between
+    python, is_new = "", False  # one program a page, begun anew where a command comes in between
     for block in [*blocks_of(page), Block(0, "end", "", None)]:
         if block.why_not is not None:
+            assert block.why_not, f"{page.name}, line {block.line}: say why it is not run"
             continue
         if block.kind == "python":
-            python.append(block.code)
+            python, is_new = f"{python}\n{block.code}", True
             continue
-        if python:  # what was shown before a command runs before it
-            (world / "page.py").write_text("\n".join(python))
+        if is_new:  # what was shown before a command runs before it
+            (world / "page.py").write_text(python)
             run([sys.executable, "page.py"], world, f"{page.name}, Python before line {block.line}")
+            is_new = False
         if block.kind == "bash":
             run(["bash", "-euo", "pipefail", "-c", block.code], world, f"{page.name}, line {block.line}")
         else:
             assert block.kind in ("text", "end"), f"{page.name}, line {block.line}: a block of kind {block.kind!r}"
 
 
-def test_every_page_is_in_the_index():
+def test_the_reference_has_every_public_name(tmp_path):
+    """Built from docstrings that all parse, for `--strict` fails at the first warning."""
+    import modeling_elmo
+
+    settings = str(ROOT / "docs/reference/mkdocs.yml")
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "-f", settings, "-d", str(tmp_path)], ROOT, "mkdocs")
+    pages = "".join(page.read_text() for page in (tmp_path / "reference").glob("*.html"))
+    ids = set(re.findall(r'id="[\w.]*?(\w+)"', pages))
+    assert set(modeling_elmo.__all__) <= ids
+    forwards = {name for name in modeling_elmo.__all__ if name.startswith(("ElmoFor", "ElmoModel"))}
+    assert forwards == {name for name in forwards if f'.{name}.forward"' in pages}
+
+
+def test_every_guide_is_in_the_index():
     index = (ROOT / "docs/README.md").read_text()
-    assert all(f"({page.name})" in index for page in PAGES if page.name != "README.md")
-    assert sum(len(blocks_of(page)) for page in PAGES) > 20
+    assert all(f"({page.name})" in index for page in GUIDES if page.name != "README.md")
+    assert sum(len(blocks_of(page)) for page in GUIDES) > 20
