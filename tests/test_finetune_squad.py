@@ -148,7 +148,7 @@ def test_the_network_of_the_papers_with_and_without_cached_layers(run, tmp_path)
     first, second = (load(tmp_path / name / "all_results.json") for name in ("out", "plain"))
     assert first["validation_loss"] == pytest.approx(second["validation_loss"], abs=1e-3)
     assert set(load(tmp_path / "out" / "layer_weights.json")) == {
-        "layers", "features.scalar_mix", "spans.attention_features.scalar_mix",
+        "layers", "features.scalar_mix", "spans.attention_mix.scalar_mix",
     }  # fmt: skip
 
 
