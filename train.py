@@ -25,12 +25,14 @@ Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python trai
 
 import os
 import sys
+from pathlib import Path
 
 from transformers.utils import logging
 
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
 from modeling_elmo.pretraining import Pretrainer, Stopped
+from modeling_elmo.publish import PublishError, check_destination, publish
 from modeling_elmo.text_files import DataError
 
 
@@ -38,10 +40,14 @@ def main() -> int:
     logging.disable_progress_bar()  # of transformers: a bar for each file that is written
     try:
         args = parse_arguments(PretrainingArguments, description=__doc__)
+        if args.push_to_hub:
+            args.hub_model_id = check_destination(args.hub_model_id or Path(args.output_dir).resolve().name)
         trainer = Pretrainer(args)
         trainer.announce()
         trainer.train()
-    except (ArgumentsError, DataError, CheckpointError, FloatingPointError, Stopped) as error:
+        if args.push_to_hub and trainer.is_main:
+            print(f"published {publish(args.output_dir, str(args.hub_model_id), args.hub_private_repo)}")
+    except (ArgumentsError, PublishError, DataError, CheckpointError, FloatingPointError, Stopped) as error:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, Stopped) else 2

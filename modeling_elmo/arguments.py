@@ -182,9 +182,12 @@ class PretrainingArguments:
         False, "resume although text, batch or processes differ: lanes go on where they can, and start anew if not"
     )
     overwrite_output_dir: bool = flag(False, "delete what an earlier run left in output_dir")
-    # Model card
+    # Model card and Hub
     language: str | None = flag(None, "language of the text, for the model card (as 'en')")
     license: str | None = flag(None, "licence of the model, for the model card (as 'apache-2.0')")
+    push_to_hub: bool = flag(False, "upload the finished folder to the Hub")
+    hub_model_id: str | None = flag(None, "its name there, as in me/my-elmo; default: that of output_dir")
+    hub_private_repo: bool | None = flag(None, "make a new repository private; default: as its owner's settings say")
 
     def __post_init__(self):
         at_least = {"per_device_train_batch_size": 1, "unroll_steps": 1, "gradient_accumulation_steps": 1}

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from .allennlp_archive import read_archived
@@ -31,10 +30,11 @@ from .allennlp_files import (
 )
 from .allennlp_format import ConversionError, ConversionWarning, listing
 from .char_rows import PADDING
-from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
-from .many_langs import ManyLangsElmo, is_many_langs, read_many_langs
+from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
+from .model_card import converted_card, count_parameters
 from .modeling_elmo import ElmoModel
+from .publish import PublishError, check_destination, publish
 from .tokenization_elmo import ElmoTokenizer
 
 
@@ -47,8 +47,9 @@ def convert_from_allennlp(
     vocab: str | Path | None = None,
     token_embeddings: str | Path | None = None,
     overwrite: bool = False,
+    **card: str | None,
 ) -> LegacyElmo:
-    """Convert published weights to a folder for `from_pretrained`: config, safetensors and tokenizer.
+    """Convert published weights to a folder for `from_pretrained`: config, safetensors, tokenizer and model card.
 
     Args:
         src: a folder, an archive (zip, tar) or a TensorFlow checkpoint (`folder/model.ckpt-10`), or `None` if `options`
@@ -60,6 +61,7 @@ def convert_from_allennlp(
         token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
             vocabulary, which replaces the character CNN.
         overwrite: replace `dst` if it holds an earlier result.
+        card: what the model card is told: `repo_name` (default: that of `dst`), `language`, `license`.
 
     Returns:
         What was read.
@@ -73,17 +75,21 @@ def convert_from_allennlp(
         with open_source(source, LegacyFiles(*given)) as files:
             archived = files.weights and files.weights.name in ARCHIVED_WEIGHTS
             legacy = read_archived(files) if archived else read_allennlp(files)
-        _save(legacy.config, legacy.state_dict, new_tokenizer(legacy), folder)
+        _save(legacy, new_tokenizer(legacy), folder)
+        _write_card(legacy, [source, *legacy.files], folder, {"repo_name": Path(dst).resolve().name, **card})
     return legacy
 
 
-def convert_from_many_langs(src: str | Path, dst: str | Path, *, overwrite: bool = False) -> ManyLangsElmo:
+def convert_from_many_langs(
+    src: str | Path, dst: str | Path, *, overwrite: bool = False, **card: str | None
+) -> ManyLangsElmo:
     """Convert a folder or a zip archive of ELMoForManyLangs to a folder for `from_pretrained`.
 
     Args:
         src: with `token_embedder.pkl`, `encoder.pkl`, `char.dic` and, if words have vectors of their own, `word.dic`.
         dst: the folder to write, as in `convert_from_allennlp`.
         overwrite: replace `dst` if it holds an earlier result.
+        card: as in `convert_from_allennlp`.
 
     Returns:
         What was read.
@@ -96,18 +102,20 @@ def convert_from_many_langs(src: str | Path, dst: str | Path, *, overwrite: bool
         tokenizer = ElmoTokenizer(
             max_word_length=elmo.config.max_word_length, char_vocab=elmo.char_vocab, word_vocab=elmo.word_vocab
         )
-        _save(elmo.config, elmo.state_dict, tokenizer, folder)
+        _save(elmo, tokenizer, folder)
+        files = [Path(src), *(Path(src, name) for name in (*WEIGHTS, "char.dic", "word.dic"))]
+        _write_card(elmo, files, folder, {"repo_name": Path(dst).resolve().name, **card})
     return elmo
 
 
-def _save(config: ElmoConfig, state_dict: dict[str, Tensor], tokenizer: ElmoTokenizer, folder: Path):
+def _save(elmo: LegacyElmo | ManyLangsElmo, tokenizer: ElmoTokenizer, folder: Path):
     model: ElmoModel | ElmoForPreTraining
     prefix = ""
-    if "lm_head.weight" in state_dict:
-        model, prefix = ElmoForPreTraining(config), "elmo."
+    if "lm_head.weight" in elmo.state_dict:
+        model, prefix = ElmoForPreTraining(elmo.config), "elmo."
     else:
-        model = ElmoModel(config)
-    named = {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in state_dict.items()}
+        model = ElmoModel(elmo.config)
+    named = {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in elmo.state_dict.items()}
     try:
         unused = model.load_state_dict(named, strict=False)
     except RuntimeError as error:  # shapes
@@ -116,6 +124,18 @@ def _save(config: ElmoConfig, state_dict: dict[str, Tensor], tokenizer: ElmoToke
         raise RuntimeError(f"the converter and ElmoModel do not name the same parameters: {unused}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], folder: Path, told: dict[str, Any]):
+    """README.md. Of `files` those are named that are there: the archive, or the files that are in no archive."""
+    text = converted_card(
+        elmo.config,
+        parameters=count_parameters(elmo.state_dict),
+        source_format="ELMoForManyLangs" if isinstance(elmo, ManyLangsElmo) else "bilm-tf / AllenNLP",
+        source_files=[file for file in files if file and file.is_file()],
+        **told,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def new_tokenizer(legacy: LegacyElmo) -> ElmoTokenizer:
@@ -209,13 +229,16 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
+FOR_THE_HUB = ("language", "license", "push", "private")
+
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.convert",
         description="Convert published ELMo weights (AllenNLP, bilm-tf and its checkpoints, NLPL, ELMoForManyLangs) to "
         "a transformers folder, or back to AllenNLP's format.",
-        usage="%(prog)s [--overwrite] (SRC DST | --options FILE --weights FILE DST | --to-allennlp SRC DST)",
+        usage="%(prog)s [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN] [--license NAME]\n"
+        "    (SRC DST | --options FILE --weights FILE DST)\n%(prog)s [--overwrite] --to-allennlp SRC DST",
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a folder, an archive or model.ckpt-*, and the folder to write"
@@ -226,9 +249,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--token_embeddings", metavar="FILE", help="HDF5 word table that replaces the characters")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it holds an earlier result")
     parser.add_argument("--to-allennlp", action="store_true", help="convert a transformers folder to options and HDF5")
+    parser.add_argument("--language", help="for the model card: the language, as 'en'")
+    parser.add_argument("--license", help="for the model card: the licence of the weights, as 'apache-2.0'")
+    parser.add_argument("--push", metavar="ME/MY-ELMO", help="upload the result to this repository of the Hub, too")
+    parser.add_argument("--private", action="store_true", default=None, help="with --push: a new repository is private")
     arguments = parser.parse_args(argv)
-    if arguments.to_allennlp and any(getattr(arguments, name) for name in LegacyFiles._fields):
-        parser.error("--to-allennlp takes SRC and DST and no other files")
+    if arguments.to_allennlp and any(getattr(arguments, name) for name in (*LegacyFiles._fields, *FOR_THE_HUB)):
+        parser.error("--to-allennlp takes SRC and DST, and --overwrite")
+    if arguments.private and not arguments.push:
+        parser.error("--private goes with --push")
     complete = bool(arguments.options and arguments.weights) and not arguments.to_allennlp
     if len(arguments.paths) > 2 or (len(arguments.paths) < 2 and not complete):
         parser.error("give SRC and DST, or --options, --weights and DST")
@@ -245,17 +274,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", ConversionWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
+            card = {"language": arguments.language, "license": arguments.license}
+            if arguments.push:
+                card["repo_name"] = check_destination(arguments.push)
             converted: LegacyElmo | ManyLangsElmo
             if arguments.to_allennlp:
                 converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
             elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
-                converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite)
+                converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **card)
             else:
-                converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files)
-    except (ConversionError, OSError) as error:
+                converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **card)
+        print(summary(converted, src, dst, arguments.to_allennlp))
+        if arguments.push:
+            print(f"pushed {publish(dst, card['repo_name'], arguments.private)}")
+    except (ConversionError, PublishError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(summary(converted, src, dst, arguments.to_allennlp))
     return 0
 
 

@@ -27,6 +27,7 @@ from .tokenization_elmo import ElmoTokenizer
 
 Metrics = dict[str, float]
 FEATURES = ("elmo", "layer_0", "random")
+CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
 
 
 @dataclass
@@ -50,7 +51,7 @@ class FinetuningArguments(TrainingArguments):
     scalar_mix_l2: float | None = flag(None, "L2 pull of the layers' weights towards their average; default: 0.001")
     scalar_mix_layer_norm: bool | None = flag(None, "normalise the layers before they are mixed; default: no")
     cache_features: bool = flag(True, "keep the layers of a frozen biLM on disk instead of computing them each epoch")
-    cache_dir: str | None = flag(None, "folder of that cache; default: OUTPUT_DIR/layer_cache")
+    cache_dir: str | None = flag(None, "folder of that cache; default: OUTPUT_DIR/_layer_cache")
     cache_dtype: str = flag(
         "float32", "number type of that cache; bfloat16 takes half", choices=("float32", "bfloat16")
     )
@@ -161,7 +162,7 @@ def check_output_dir(args: FinetuningArguments):
         raise ArgumentsError(f"--output_dir {folder} cannot be written: {error.strerror}") from error
     if not args.do_train or args.resume_from_checkpoint:
         return
-    content = [path for path in folder.iterdir() if path.name != "layer_cache"]
+    content = [path for path in folder.iterdir() if path.name != CACHE_FOLDER]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(
             f"--output_dir {folder} has files in it, such as {content[0].name}: name another folder, or pass "
@@ -232,7 +233,7 @@ def with_cache(
     if not args.cache_features or not model.bilm_is_frozen:
         return collate
     with args.main_process_first(local=False, desc="layers of the biLM"):
-        cache = LayerCache(args.cache_dir or Path(str(args.output_dir), "layer_cache"), model, args.cache_dtype)
+        cache = LayerCache(args.cache_dir or Path(str(args.output_dir), CACHE_FOLDER), model, args.cache_dtype)
         cast(Any, model).to(args.device)
         for dataset in datasets:
             cache.add(_encoded(dataset, collate), total=len(dataset))
@@ -337,7 +338,7 @@ def run_all(
             gets.
     """
     results = []
-    cache_dir = args.cache_dir or str(Path(str(args.output_dir), "layer_cache"))
+    cache_dir = args.cache_dir or str(Path(str(args.output_dir), CACHE_FOLDER))
     for name in names:
         for seed in args.seeds:
             own = copy.copy(args)

@@ -11,12 +11,10 @@ from .arguments import PretrainingArguments
 from .checkpoints import UNFINISHED
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
-from .model_card import model_card
+from .model_card import count_parameters, model_card
 from .reporting import plot_curve
 from .training_log import LOG_FILE
 from .training_text import Text
-
-PARTS = {"word encoder": "elmo.word_encoder.", "LSTMs": "elmo.lstm.", "softmax": "lm_head."}
 
 
 def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor]):
@@ -51,11 +49,8 @@ def write_finished_folder(
         text.tokenizer.save_pretrained(unfinished)
         card = model_card(
             config,
-            repo_name=folder.resolve().name,
-            parameters={
-                part: sum(tensor.numel() for name, tensor in weights.items() if name.startswith(prefix))
-                for part, prefix in PARTS.items()
-            },
+            repo_name=args.hub_model_id or folder.resolve().name,
+            parameters=count_parameters(weights),
             data={"source": args.dataset_name or args.train_file, **text.report()},
             recipe={**args.changed(), **facts},
             metrics=metrics,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstm_ops import fused_lstm, is_traced, packed_lstm, scan_lstm
@@ -94,7 +95,13 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
 
         Returns:
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
+
+        Raises:
+            `ValueError`: gradient checkpointing of parametrised weights.
         """
+        if self.gradient_checkpointing and self.training and is_parametrized(self):
+            # PEFT takes its parametrisation away after the call, so that the layer would be recomputed without it.
+            raise ValueError("adapters of the LSTMs and gradient checkpointing do not go together: switch one off")
         weight_ih, weight_hh, bias, weight_hr = self._weights(inputs)
         lstm = packed_lstm if is_traced() else fused_lstm
         return lstm(

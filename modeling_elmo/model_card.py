@@ -1,16 +1,20 @@
-"""The README.md of a pretrained folder, generated from the run: what the model is, and how it was made."""
+"""The README.md of a folder with an ELMo: what it is, how it was made or where it comes from, and how it is used."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils.sha import sha_fileobj
+from torch import Tensor
 
 from .char_rows import PADDING
 
 TAGS = ["elmo", "character-level", "word-embeddings", "lstm"]
+PARTS = {"word encoder": "word_encoder.", "LSTMs": "lstm.", "softmax": "lm_head."}
 # Told elsewhere in the card, or of no use to its readers.
 NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset_name", "language", "license"}
+NOT_IN_RECIPE |= {"push_to_hub", "hub_model_id", "hub_private_repo"}
 
 CARD = """---
 {metadata}
@@ -20,15 +24,39 @@ CARD = """---
 
 An ELMo (embeddings from language models, [Peters et al. 2018](https://arxiv.org/abs/1802.05365)): a bidirectional
 LSTM language model that reads words as characters and gives each word vectors that depend on its context. It was
-pretrained with [modeling_elmo](https://pypi.org/project/modeling-elmo) and loads with `transformers` alone.
+{origin} [modeling_elmo](https://pypi.org/project/modeling-elmo). It loads with
+`transformers` alone.
 
 ## Use
 
 ```python
-import torch
-from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer
+{usage}
+```
 
-name = "{name}"  # this folder, or the id of its copy on the Hub
+The weights of the sum (`model.scalar_mix`) are equal at first and are meant to be learned with the task.
+
+`trust_remote_code=True` runs the Python files that lie beside the weights. From the Hub, also give each call the commit
+whose files you have read, `revision="<commit>"`, so that no later one runs.
+
+{sections}
+
+## Limitations
+
+The model knows only the kind of text that it was trained on, including its errors and prejudices, and its vectors are
+of little use for other languages and weaker for other domains. It is made to give features to other models, not to
+write text or to judge facts.
+
+## Citation
+
+```bibtex
+{citations}
+```
+"""
+
+USAGE = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+name = "{name}"  # {name_is}
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = AutoModel.from_pretrained(name, trust_remote_code=True)
 
@@ -41,48 +69,23 @@ print(len(output.hidden_states))  # {num_layers} layers, the first without conte
 
 # Words that are already separated stay as they are.
 batch = tokenizer([["It", "does", "n't", "rain", "."]], is_split_into_words=True, return_tensors="pt")
-vectors = model(**batch).last_hidden_state  # (1, words + 2 sentence boundaries, {hidden_size})
+vectors = model(**batch).last_hidden_state  # (1, words + 2 sentence boundaries, {hidden_size})"""
+
+LANGUAGE_MODEL_USAGE = """
 
 # The language model itself: how probable it finds a text.
+from transformers import AutoModelForPreTraining
+
 language_model = AutoModelForPreTraining.from_pretrained(name, trust_remote_code=True)
 batch = tokenizer(sentences[0], return_tensors="pt", return_lm_labels=True)
 with torch.no_grad():
-    print(language_model(**batch).perplexity)
-```
+    print(language_model(**batch).perplexity)"""
 
-The weights of the sum (`model.scalar_mix`) are equal at first and are meant to be learned with the task.
+ABOUT_PERPLEXITY = """The perplexity is per word over the whole vocabulary, unknown words counted as one word, with the
+LSTM state carried from sentence to sentence; that of both directions is exp of their mean loss. Those of models with
+other vocabularies cannot be compared to it."""
 
-## Results
-
-{results}
-
-The perplexity is per word over the whole vocabulary, unknown words counted as one word, with the LSTM state carried
-from sentence to sentence; that of both directions is exp of their mean loss.
-
-## Architecture
-
-{architecture}
-
-## Training data
-
-{data}
-
-## Recipe
-
-{recipe}
-
-Whatever is not listed had the default of `train.py`.
-
-## Limitations
-
-The model knows only the kind of text that is described above, including its errors and prejudices, and its vectors
-are of little use for other languages and weaker for other domains. It is made to give features to other models, not
-to write text or to judge facts, and the perplexities of models with other vocabularies cannot be compared to its own.
-
-## Citation
-
-```bibtex
-@inproceedings{{peters-etal-2018-deep,
+PETERS = """@inproceedings{peters-etal-2018-deep,
     title = "Deep Contextualized Word Representations",
     author = "Peters, Matthew E. and Neumann, Mark and Iyyer, Mohit and Gardner, Matt and Clark, Christopher and
         Lee, Kenton and Zettlemoyer, Luke",
@@ -91,9 +94,17 @@ to write text or to judge facts, and the perplexities of models with other vocab
     year = "2018",
     pages = "2227--2237",
     doi = "10.18653/v1/N18-1202",
-}}
-```
-"""
+}"""
+
+CHE = """@inproceedings{che-etal-2018-towards,
+    title = "Towards Better {UD} Parsing: Deep Contextualized Word Embeddings, Ensemble, and Treebank Concatenation",
+    author = "Che, Wanxiang and Liu, Yijia and Wang, Yuxuan and Zheng, Bo and Liu, Ting",
+    booktitle = "Proceedings of the {CoNLL} 2018 Shared Task: Multilingual Parsing from Raw Text to Universal
+        Dependencies",
+    year = "2018",
+    pages = "55--64",
+    doi = "10.18653/v1/K18-2005",
+}"""
 
 
 def model_card(
@@ -107,12 +118,12 @@ def model_card(
     license: str | None = None,
     language: str | None = None,
 ) -> str:
-    """The text of README.md, metadata included.
+    """The text of a pretrained model's README.md, metadata included.
 
     Args:
         config: the model's `ElmoConfig`.
-        repo_name: name of the folder, under which the card's code loads it.
-        parameters: how many there are in each part of the model.
+        repo_name: the folder's name, or its id on the Hub: under it the card's code loads it.
+        parameters: how many there are in each part of the model, as `count_parameters` tells.
         data: `source` (name of a data set, or list of files), `vocabulary` (words), and `train` and `validation`, each
             with `sentences`, `tokens`, `types`, and `unknown_rate` and `truncated_rate` as shares of the tokens.
         recipe: the arguments of the run that are not defaults. Of paths only the last part is told.
@@ -120,22 +131,113 @@ def model_card(
         license: for the metadata, as the Hub spells it; left out when `None`.
         language: the same.
     """
-    return CARD.format(
-        metadata=metadata(repo_name, data, metrics, license, language),
-        name=repo_name,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers + 1,
-        results=table(["validation perplexity", ""], [(name, f"{value:.2f}") for name, value in perplexities(metrics)]),
-        architecture=table(["part", ""], architecture_rows(config, parameters)),
-        data=table(["", "training", "validation"], data_rows(data)),
-        recipe=table(["argument", "value"], recipe_rows(recipe)),
+    results = table(["validation perplexity", ""], [(name, f"{value:.2f}") for name, value in perplexities(metrics)])
+    recipe_table = table(["argument", "value"], recipe_rows(recipe))
+    return render(
+        config,
+        repo_name,
+        parameters,
+        metadata=metadata(repo_name, license, language, **held_out_results(data, metrics)),
+        origin="pretrained with",
+        sections={
+            "Results": f"{results}\n\n{ABOUT_PERPLEXITY}",
+            "Training data": table(["", "training", "validation"], data_rows(data)),
+            "Recipe": f"{recipe_table}\n\nWhatever is not listed had the default of `train.py`.",
+        },
+        citations=[PETERS],
     )
 
 
-def metadata(
-    repo_name: str, data: Mapping[str, Any], metrics: Mapping[str, float], license: str | None, language: str | None
+def converted_card(
+    config,
+    *,
+    repo_name: str,
+    parameters: Mapping[str, int],
+    source_format: str,
+    source_files: Iterable[Path],
+    license: str | None = None,
+    language: str | None = None,
 ) -> str:
+    """The text of a converted model's README.md.
+
+    Args:
+        config, repo_name, parameters, license, language: as for `model_card`.
+        source_format: what the published files are, such as "ELMoForManyLangs".
+        source_files: those files; they are read for their hashes.
+    """
+    files = table(["file", "bytes", "SHA-256"], map(source_row, source_files))
+    has_byte_spelling = config.char_padding_id == PADDING
+    return render(
+        config,
+        repo_name,
+        parameters,
+        metadata=metadata(repo_name, license, language),
+        origin="converted from published weights by",
+        sections={"Source": f"Files of {source_format}:\n\n{files}"},
+        citations=[PETERS] if has_byte_spelling else [PETERS, CHE],
+    )
+
+
+def render(
+    config,
+    name: str,
+    parameters: Mapping[str, int],
+    metadata: str,
+    origin: str,
+    sections: Mapping[str, str],
+    citations: Iterable[str],
+) -> str:
+    """What every card says, around what it says of one model."""
+    usage = USAGE.format(
+        name=name,
+        name_is="its id on the Hub" if "/" in name else "this folder, or the id of its copy on the Hub",
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers + 1,
+    )
+    architecture = {"Architecture": table(["part", ""], architecture_rows(config, parameters))}
+    return CARD.format(
+        metadata=metadata,
+        name=name,
+        origin=origin,
+        usage=usage + (LANGUAGE_MODEL_USAGE if "softmax" in parameters else ""),
+        sections="\n\n".join(f"## {title}\n\n{text}" for title, text in {**architecture, **sections}.items()),
+        citations="\n\n".join(citations),
+    )
+
+
+def count_parameters(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many parameters each part has that is there."""
+    counts = {
+        part: sum(
+            tensor.numel() for name, tensor in state_dict.items() if name.removeprefix("elmo.").startswith(prefix)
+        )
+        for part, prefix in PARTS.items()
+    }
+    return {part: number for part, number in counts.items() if number}
+
+
+def source_row(file: Path) -> tuple[str, str, str]:
+    """Name, size in bytes and SHA-256 of a file."""
+    with open(file, "rb") as opened:
+        digest = sha_fileobj(opened).hex()
+    return f"`{file.name}`", f"{file.stat().st_size:,}", f"`{digest}`"
+
+
+def metadata(repo_name: str, license: str | None, language: str | None, **results: Any) -> str:
     """The card's YAML, without the lines of dashes around it."""
+    return ModelCardData(
+        model_name=repo_name.split("/")[-1],
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        license=license,
+        language=language,
+        tags=list(TAGS),
+        **results,
+    ).to_yaml()
+
+
+def held_out_results(data: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The metadata's data set and perplexities."""
     source = data["source"]
     results = [
         EvalResult(
@@ -150,17 +252,8 @@ def metadata(
         )
         for name, value in perplexities(metrics)
     ]
-    return ModelCardData(
-        model_name=repo_name,
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        license=license,
-        language=language,
-        datasets=[source] if isinstance(source, str) else None,
-        tags=TAGS,
-        metrics=["perplexity"],
-        eval_results=results,
-    ).to_yaml()
+    datasets = [source] if isinstance(source, str) else None
+    return {"datasets": datasets, "metrics": ["perplexity"], "eval_results": results}
 
 
 def perplexities(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -198,7 +291,11 @@ def architecture_rows(config, parameters: Mapping[str, int]) -> list[tuple[str, 
             f"{config.projection_dim}" + (f"; {clipping}" if clipping else ""),
         ),
         ("outputs", f"{config.num_hidden_layers + 1} layers of {config.hidden_size}"),
-        ("softmax", f"{config.lm_vocab_size:,} words, shared by both directions"),
+        *(
+            [("softmax", f"{config.lm_vocab_size:,} words, shared by both directions")]
+            if "softmax" in parameters
+            else []
+        ),
         *((f"parameters: {part}", f"{number:,}") for part, number in parameters.items()),
         ("parameters: all", f"{sum(parameters.values()):,}"),
     ]

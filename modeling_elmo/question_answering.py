@@ -142,7 +142,7 @@ class RecurrentSpans(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
-        self.attention_features = ElmoFeatures(config)
+        self.attention_mix = ElmoFeatures(config)
         self.reader = ContextReader(config)
         width = self.reader.output_dim
         self.start = BoundaryScores(width, dim, dropout)
@@ -151,7 +151,7 @@ class RecurrentSpans(nn.Module):
     def forward(self, features: Tensor, layers: Tensor, pairs: Pairs) -> Tensor:
         """(batch, words, hidden_size), (batch, words, layers, hidden_size) -> (batch, words, 2), scores as start and
         as end; at position 0 those of no answer, and anything where no answer may be."""
-        besides = pairs.cut(self.attention_features(layers))
+        besides = pairs.cut(self.attention_mix(layers))
         read = self.reader(pairs.cut(features), besides, pairs.masks)  # (batch, context words, 2 * dim)
         states, starts, no_start = self.start(read, pairs.masks[1], pairs.is_cut_word)
         _, ends, no_end = self.end(torch.cat([states, read], dim=2), pairs.masks[1], pairs.is_cut_word)

@@ -127,7 +127,8 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         if not self.training:
             return 0.0
         features = [module for module in self.modules() if isinstance(module, ElmoFeatures)]
-        return self.config.scalar_mix_l2 * torch.stack([module.penalty() for module in features]).sum()
+        trained = [module.penalty() for module in features if module.scalar_mix.weights.requires_grad]
+        return self.config.scalar_mix_l2 * sum(trained)  # PEFT keeps the ones from before beside those it trains
 
     def layer_weights(self) -> dict[str, list[float]]:
         """For each scalar mix by name, what each of `used_layers` counts for: its softmax weights, which sum to 1."""
@@ -232,12 +233,12 @@ class AttentivePooling(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.score = nn.Linear(dim, 1, bias=False)  # a bias would not change a softmax
+        self.attention = nn.Linear(dim, 1, bias=False)  # a bias would not change a softmax
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """(batch, words, dim), (batch, words) -> (batch, 4 * dim), zeros for an empty text."""
-        attention = self.score(vectors).transpose(1, 2)  # (batch, 1, words)
-        attended = attend(attention, mask, vectors)[:, 0]
+        scores = self.attention(vectors).transpose(1, 2)  # (batch, 1, words)
+        attended = attend(scores, mask, vectors)[:, 0]
         return torch.cat([*masked_extremes(vectors, mask), masked_mean(vectors, mask), attended], dim=1)
 
 

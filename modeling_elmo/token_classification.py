@@ -39,10 +39,10 @@ class ElmoForTokenClassification(ElmoTaskModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.features = ElmoFeatures(config)
-        self.encoder, width = None, config.hidden_size
+        self.reader, width = None, config.hidden_size
         if config.head == "recurrent":
             dim = config.head_dim or DEFAULT_DIM
-            self.encoder, width = BiRecurrent(width, dim, config.head_dropout), 2 * dim
+            self.reader, width = BiRecurrent(width, dim, config.head_dropout), 2 * dim
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(width, config.num_labels)
         self.crf = LinearChainCrf(config.num_labels) if config.use_crf else None
@@ -133,8 +133,8 @@ class ElmoForTokenClassification(ElmoTaskModel):
     def _emissions(self, layers: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of labels for each word by itself, at least float32: (batch, words, num_labels)."""
         vectors = self.features(layers)
-        if self.encoder is not None:
-            vectors = self.encoder(vectors, mask)
+        if self.reader is not None:
+            vectors = self.reader(vectors, mask)
         scores = self.classifier(self.dropout(vectors))
         return torch.log_softmax(scores, 2, dtype=torch.promote_types(scores.dtype, torch.float32))
 

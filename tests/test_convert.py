@@ -1,7 +1,9 @@
 """Converting both ways, the command line, and the numbers of other implementations."""
 
 import gzip
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,19 @@ def test_without_vocabulary(tmp_path, dst):
     assert not ElmoTokenizer.from_pretrained(dst).lm_vocab
     convert_to_allennlp(dst, tmp_path / "back")
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["options.json", "weights.hdf5"]
+
+
+def test_the_card_names_the_source(legacy, tmp_path, dst):
+    """The files, or the archive that they came in, and none of this machine's folders."""
+    convert_from_allennlp(legacy, dst, license="mit")
+    card = (dst / "README.md").read_text()
+    digest = hashlib.sha256((legacy / "weights.hdf5").read_bytes()).hexdigest()
+    assert f"`{digest}`" in card and "`options.json`" in card and "`vocab.txt`" in card and "license: mit" in card
+    assert 'name = "converted"' in card and str(tmp_path) not in card
+    shutil.make_archive(str(tmp_path / "143"), "zip", legacy)
+    convert_from_allennlp(tmp_path / "143.zip", dst, overwrite=True)
+    card = (dst / "README.md").read_text()
+    assert "| `143.zip` |" in card and "hdf5" not in card and "license" not in card
 
 
 def test_pretraining_model_and_half_precision_go_back(tmp_path, tiny_config):

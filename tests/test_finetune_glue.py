@@ -119,7 +119,7 @@ def test_cached_layers_change_nothing(run, tmp_path):
     flags = {"task_name": "pairs", "head_dropout": 0.2, "feature_dropout": 0.2}
     assert run(**flags) == 0
     assert run(**flags, output_dir=tmp_path / "plain", cache_features="false") == 0
-    assert (tmp_path / "out" / "layer_cache").is_dir() and not (tmp_path / "plain" / "layer_cache").exists()
+    assert (tmp_path / "out" / "_layer_cache").is_dir() and not (tmp_path / "plain" / "_layer_cache").exists()
     first, second = results(tmp_path / "out"), results(tmp_path / "plain")
     speeds = ("runtime", "per_second")
     for name, value in first.items():
@@ -157,7 +157,7 @@ def test_the_bilm_is_trained_on_request_with_its_own_learning_rate(run, tmp_path
     one_step = {"finetune_bilm": "true", "warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9}
     assert run(**one_step, bilm_learning_rate=1e-3) == 0
     model = ElmoForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert not model.config.freeze_bilm and not (tmp_path / "out" / "layer_cache").exists()
+    assert not model.config.freeze_bilm and not (tmp_path / "out" / "_layer_cache").exists()
     before, after = ElmoModel.from_pretrained(bilm).state_dict(), model.elmo.state_dict()
     small = max(float((after[name] - before[name]).abs().max()) for name in after)
     assert run(**one_step, bilm_learning_rate=1e-2, output_dir=tmp_path / "fast") == 0

@@ -148,7 +148,7 @@ def test_parts_of_speech(run, data, tmp_path):
     metrics = results(out)
     assert metrics["validation_accuracy"] > 0.9 and "validation_f1" not in metrics
     model = AutoModelForTokenClassification.from_pretrained(out)
-    assert model.crf is None and model.encoder is None and set(model.config.label2id) == {"m", "n", "w"}
+    assert model.crf is None and model.reader is None and set(model.config.label2id) == {"m", "n", "w"}
     assert not (out / "validation_types.txt").exists()
     assert run(label_column_name=1, output_dir=tmp_path / "columns") == 0
     assert set(AutoModelForTokenClassification.from_pretrained(tmp_path / "columns").config.label2id) == {"m", "n", "w"}

@@ -144,11 +144,11 @@ def test_the_network_of_the_papers_with_and_without_cached_layers(run, tmp_path)
     flags = {"head": "recurrent", "head_dim": 6, "num_train_epochs": 1, "feature_dropout": 0.1, "test_file": None}
     assert run(**flags) == 0
     assert run(**flags, output_dir=tmp_path / "plain", cache_features="false") == 0
-    assert (tmp_path / "out" / "layer_cache").is_dir() and not (tmp_path / "plain" / "layer_cache").exists()
+    assert (tmp_path / "out" / "_layer_cache").is_dir() and not (tmp_path / "plain" / "_layer_cache").exists()
     first, second = (load(tmp_path / name / "all_results.json") for name in ("out", "plain"))
     assert first["validation_loss"] == pytest.approx(second["validation_loss"], abs=1e-3)
     assert set(load(tmp_path / "out" / "layer_weights.json")) == {
-        "layers", "features.scalar_mix", "spans.attention_features.scalar_mix",
+        "layers", "features.scalar_mix", "spans.attention_mix.scalar_mix",
     }  # fmt: skip
 
 

@@ -90,6 +90,9 @@ def test_all_layers_are_those_of_the_original_package(tmp_path, has_words, optio
         ours = layers[:, row, 1 : len(sentence) + 1].numpy()
         np.testing.assert_allclose(ours, expected[row], rtol=0, atol=2e-6)
         assert np.abs(expected[row]).max() > 0.3
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "Files of ELMoForManyLangs" in card and "K18-2005" in card
+    assert ("`word.dic`" in card) == has_words and "`encoder.pkl`" in card
 
 
 def test_words_with_a_number_in_the_dictionary_are_known_by_it(tmp_path):

@@ -8,8 +8,8 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining
-from modeling_elmo.model_card import model_card, table
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
+from modeling_elmo.model_card import converted_card, model_card, table
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 SIDE = {"sentences": 21220, "tokens": 339758, "types": 15777, "unknown_rate": 0.0214, "truncated_rate": 0.00012}
@@ -103,15 +103,44 @@ def test_table_escapes_and_fills_up():
     assert table(["a", "b"], [("x|y",)]) == "| a | b |\n| --- | --- |\n| x\\|y |  |"
 
 
+def converted(config, folder) -> str:
+    """The card of a model that was converted from one file."""
+    (folder / "weights.hdf5").write_bytes(b"abc")
+    return converted_card(
+        config,
+        repo_name="my-elmo",
+        parameters={"word encoder": 3000},
+        source_format="bilm-tf / AllenNLP",
+        source_files=[folder / "weights.hdf5"],
+    )
+
+
+def test_card_of_a_converted_model(tiny_config, tmp_path):
+    tiny_config.lm_vocab_size = None
+    card = converted(tiny_config, tmp_path)
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction") and "elmo" in data.tags
+    assert data.license is None and data.language is None and data.eval_results is None
+    # The digest of FIPS 180-2, appendix B.1.
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert "Files of bilm-tf / AllenNLP:\n\n| file | bytes | SHA-256 |\n" in card
+    assert f"| `weights.hdf5` | 3 | `{digest}` |" in card
+    assert "N18-1202" in card and "K18-2005" not in card and 'revision="<commit>"' in card
+    assert "softmax" not in card and "PreTraining" not in card
+    tiny_config.char_padding_id = 7  # words are spelt by a dictionary, as in ELMoForManyLangs
+    assert "K18-2005" in converted(tiny_config, tmp_path)
+
+
 @pytest.mark.slow
-def test_code_runs_as_written(tmp_path, tiny_config):
+@pytest.mark.parametrize("kind", ["pretrained", "converted"])
+def test_code_runs_as_written(tmp_path, tiny_config, kind):
     sentences = ["The bank lent them money .", "It does n't rain ."]
     tokenizer = ElmoTokenizer().train_new_from_iterator(sentences)
     tiny_config.lm_vocab_size = tokenizer.lm_vocab_size
     folder = tmp_path / "my-elmo"
-    ElmoForPreTraining(tiny_config).save_pretrained(folder)
+    (ElmoForPreTraining if kind == "pretrained" else ElmoModel)(tiny_config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = make_card(tiny_config)
+    card = make_card(tiny_config) if kind == "pretrained" else converted(tiny_config, tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     # Another process that cannot import this package, as on the machine of somebody who reads the card.
     code = "import sys; sys.modules['modeling_elmo'] = None\n" + code
@@ -119,7 +148,7 @@ def test_code_runs_as_written(tmp_path, tiny_config):
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    shape, layers, perplexity = run.stdout.splitlines()
+    shape, layers, *perplexity = run.stdout.splitlines()
     assert shape == "torch.Size([2, 11, 12])"
     assert layers == "3"
-    assert 1 < float(perplexity) < 40
+    assert kind == "converted" or 1 < float(*perplexity) < 40

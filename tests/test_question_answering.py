@@ -64,7 +64,7 @@ def slow_reader(model: ElmoForQuestionAnswering, layers: Tensor, question_length
     """Start and end scores (words of the context, and before them no answer; 2) of one pair without padding, word by
     word as Clark and Gardner (2017) describe it."""
     head, reader = model.spans, model.spans.reader
-    mixes = model.features(layers[None])[0], head.attention_features(layers[None])[0]
+    mixes = model.features(layers[None])[0], head.attention_mix(layers[None])[0]
     texts = []
     for place in (slice(0, question_length), slice(question_length, None)):
         texts.append(torch.cat([read_alone(reader.encoder, mixes[0][place]), mixes[1][place]], dim=1))
@@ -246,11 +246,11 @@ def test_loss_has_the_pull_of_both_mixes_in_training_only():
     model = make_reader(scalar_mix_l2=0.5, feature_dropout=0.0, head_dropout=0.0)
     inputs = {**make_batch(model), "start_positions": torch.zeros(4).long(), "end_positions": torch.zeros(4).long()}
     plain = model(**inputs).loss
-    mixes = [model.features.scalar_mix.weights, model.spans.attention_features.scalar_mix.weights]
+    mixes = [model.features.scalar_mix.weights, model.spans.attention_mix.scalar_mix.weights]
     pull = 0.5 * sum(weights.square().sum() for weights in mixes)
     assert pull > 0.01
     assert_close(model.train()(**inputs).loss, plain + pull)
-    assert set(model.layer_weights()) == {"features.scalar_mix", "spans.attention_features.scalar_mix"}
+    assert set(model.layer_weights()) == {"features.scalar_mix", "spans.attention_mix.scalar_mix"}
 
 
 @pytest.mark.parametrize("freeze", [True, False])

@@ -99,7 +99,7 @@ def test_pooling_is_over_the_words_of_each_text():
     pooling = AttentivePooling(4)
     vectors, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     words = vectors[0, :3]
-    weights = torch.softmax(pooling.score(words)[:, 0], 0)
+    weights = torch.softmax(pooling.attention(words)[:, 0], 0)
     expected = torch.cat([words.amax(0), words.amin(0), words.mean(0), weights @ words])
     pooled = pooling(vectors, mask)
     assert_close(pooled[0], expected)

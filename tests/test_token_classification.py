@@ -249,7 +249,7 @@ def test_batches_without_labels_have_no_loss():
 @pytest.mark.parametrize("changes", HEADS, ids=str)
 def test_nothing_in_nothing_out(changes):
     model = make_tagger(**changes)
-    for shape in [(2, 3), *([(0, 4), (3, 0), (0, 0)] if model.encoder is None else [])]:
+    for shape in [(2, 3), *([(0, 4), (3, 0), (0, 0)] if model.reader is None else [])]:
         nothing = {"hidden_states": torch.zeros(*shape, 3, 12), "attention_mask": torch.zeros(shape)}
         output = model(**nothing, labels=torch.zeros(shape, dtype=torch.long))
         assert output.logits.shape == (*shape, len(LABELS)) and output.loss == 0
@@ -289,9 +289,9 @@ def test_a_new_head_starts_as_softmax():
     inputs, words = encode()
     loss = model(**inputs, labels=random_labels(words)).loss
     assert float(loss) == pytest.approx(math.log(len(LABELS)), abs=0.3)
-    assert model.encoder.forward_rnn.hidden_size == 5
+    assert model.reader.forward_rnn.hidden_size == 5
     default = ElmoForTokenClassification(ElmoConfig(**TINY))
-    assert default.encoder.forward_rnn.hidden_size == 200
+    assert default.reader.forward_rnn.hidden_size == 200
 
 
 @pytest.mark.parametrize("changes", HEADS, ids=str)
@@ -344,7 +344,7 @@ def test_a_head_on_a_pretrained_model(tmp_path):
     pretrained = make_model(cls=ElmoForPreTraining)
     pretrained.save_pretrained(tmp_path)
     model, info = ElmoForTokenClassification.from_pretrained(tmp_path, **OPTIONS, output_loading_info=True)
-    heads = ("features.", "encoder.", "classifier.", "crf.")
+    heads = ("features.", "reader.", "classifier.", "crf.")
     assert info["missing_keys"] and all(key.startswith(heads) for key in info["missing_keys"])
     assert all(parameter.eq(0).all() for parameter in model.crf.parameters())
     assert model.classifier.bias.eq(0).all() and model.classifier.weight.abs().max() < 2

@@ -1,0 +1,125 @@
+"""A finished folder to the Hugging Face Hub: `python -m modeling_elmo.publish FOLDER ME/MY-ELMO [--private]`.
+
+For folders that `train.py`, `modeling_elmo.convert` or a fine-tuning script left. Weights, tokenizer, code, card and
+plots go there; checkpoints, caches, logs and predictions stay. `hf auth login`, or HF_TOKEN, gives the token.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the HTTP library that this release of huggingface_hub uses
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import validate_repo_id
+
+# Patterns of paths, in which `*` stands for folders too.
+LEFT_OUT = [
+    *("checkpoint-*", "unfinished-*", "_*", ".*", "*.tmp"),
+    *("*.pt", "*.pkl", "training_args.bin"),  # pickles
+    *("log.jsonl", "trainer_state.json", "runs/*", "tracker/*", "*.tfevents.*"),
+    *("*predictions.*", "*null_odds.json"),  # they may quote texts of others
+]
+
+
+class PublishError(ValueError):
+    """What cannot be published; the message names it and the way out."""
+
+
+def check_destination(repo_id: str) -> str:
+    """See to it, before long work, that a repository of this name can be uploaded to, as far as the token tells.
+
+    Returns:
+        The whole id, with the user's name in front if `repo_id` has none.
+
+    Raises:
+        `PublishError`: no valid id, no token or one that is not valid, or no connection.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(f"{repo_id!r} is no name for a model on the Hub; write it as user/name: {error}") from error
+    if get_token() is None:
+        raise PublishError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(library_name="modeling_elmo")
+    try:
+        user = api.whoami()["name"]
+    except (HTTPError, OSError) as error:
+        raise PublishError(_explain(error, repo_id, api.endpoint)) from error
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> str:
+    """Upload a finished folder; the repository is made if there is none.
+
+    Args:
+        repo_id: as `check_destination` gives it.
+        private: whether a new repository is private; `None`: as the owner's settings say.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        `PublishError`: a folder without a model, or what keeps it from being uploaded. The folder stays as it is.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise PublishError(f"{folder} is no finished folder: it has no config.json")
+    api = HfApi(library_name="modeling_elmo")
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, ignore_patterns=list(LEFT_OUT), commit_message=f"Upload {folder.name}"
+        )
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: of single files
+        way_out = f"python -m modeling_elmo.publish {folder} {repo_id} tries again"
+        raise PublishError(f"{_explain(error, repo_id, api.endpoint)}; {folder} is complete: {way_out}") from error
+    return str(url)
+
+
+def _explain(error: Exception, repo_id: str, endpoint: str) -> str:
+    """One sentence of what went wrong."""
+    cause: BaseException = error
+    while not isinstance(cause, (HTTPError, OSError)) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it to upload"
+    if not isinstance(cause, HfHubHTTPError):
+        if isinstance(cause, (HTTPError, ConnectionError)):
+            return f"no connection to {endpoint} ({cause})"
+        return str(error)
+    status, told = cause.response.status_code, cause.server_message or str(cause).strip().splitlines()[-1]
+    if status == 401:
+        return "the Hub does not know this token: run `hf auth login`, or correct HF_TOKEN"
+    if status == 403:
+        return f"this token may not write to {repo_id} ({told}): take one with the role 'write', or a name of your own"
+    return f"the Hub answered {status}: {told}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 for success, 2 for what cannot be published, told in one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_elmo.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", help="a finished folder")
+    parser.add_argument("repo_id", help="where it goes on the Hub, as in me/my-elmo")
+    parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
+    arguments = parser.parse_args(argv)
+    try:
+        repo_id = check_destination(arguments.repo_id)
+        print(f"published {publish(arguments.folder, repo_id, arguments.private)}")
+    except PublishError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
