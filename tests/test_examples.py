@@ -1,0 +1,214 @@
+"""The scripts of examples/: what they compute where the answer is known, that each runs, and that it tells mistakes."""
+
+import gzip
+import itertools
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import paraphrases
+import pytest
+import search
+import texts_and_vectors
+import torch
+from conftest import TINY
+from torch.nn.functional import normalize
+
+from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo.embed import load_encoder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model of random weights, large enough for the layers to differ, with its tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = ElmoModel(ElmoConfig(**TINY))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(path)
+    ElmoTokenizer().save_pretrained(path)
+    return path
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """A table in gzipped JSON Lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def called(example, capsys, *arguments: object) -> str:
+    """What an example prints."""
+    assert example.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def refused(example, capsys, *arguments: object) -> str:
+    """How an example tells a mistake: in one line."""
+    assert example.main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    message = err.splitlines()[-1]
+    assert message.startswith("error: ") and not out and "Traceback" not in err
+    return message
+
+
+# ---- what all of them share
+
+
+def test_centred_vectors_have_no_mean_and_nothing_along_the_components():
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)))  # (16, 4)
+    vectors = signs * torch.tensor([9.0, 5.0, 2.0, 1.0]) + 4  # the components are the dimensions
+    for components in (0, 1, 2):
+        expected = vectors - 4
+        expected[:, :components] = 0
+        result = texts_and_vectors.centred(vectors, vectors, components)
+        torch.testing.assert_close(result, normalize(expected, dim=1))
+    others = texts_and_vectors.centred(vectors[:1] + 1, vectors, 1)
+    torch.testing.assert_close(others, normalize(torch.tensor([[0.0, -4.0, -1.0, 0.0]]), dim=1))
+
+
+def test_layers_and_their_average(model):
+    encoder, tokenizer = load_encoder(str(model))
+    texts = ["It rains .", "a", "It does n't rain ."]
+    vectors = texts_and_vectors.text_vectors(texts, encoder, tokenizer)
+    assert vectors.shape == (4, 3, encoder.config.hidden_size)
+    assert texts_and_vectors.layer_names(encoder) == ["layer 0", "layer 1", "layer 2", "average"]
+    torch.testing.assert_close(vectors[3], vectors[:3].mean(0))
+    states = encoder(**tokenizer(texts[2], return_tensors="pt"), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(vectors[1, 2], states[1][0, 1:-1].mean(0), rtol=0, atol=1e-5)
+
+
+# ---- search
+
+
+def test_a_typo_is_two_letters_that_changed_places():
+    numbers = random.Random(0)
+    for _ in range(20):
+        typo = search.misspell("The old capital of it", numbers)
+        assert typo != "The old capital of it" and sorted(typo) == sorted("The old capital of it")
+        assert typo.startswith("The old c") and typo.endswith(" of it")
+    assert search.misspell("an ox is out , aaaa", numbers) == "an ox is out , aaaa", "nothing to misspell"
+
+
+def test_recall():
+    found = [[3, 1], [2], list(range(10, 20)), []]
+    assert search.recall(found, [3, 1, 15, 0]) == [0.25, 0.25, 0.5]
+    assert search.recall([list(range(10))], [9]) == [0, 0, 1]
+
+
+def test_texts_are_found_by_their_nearest_sentence():
+    sentences = normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.1]]), dim=1)
+    owner = np.array([0, 0, 1, 2])
+    found = search.found_by_elmo(sentences, torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), owner)
+    assert found == [[1, 0, 2], [2, 1, 0]]
+
+
+def test_the_same_sentence_is_found_first(model, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt.gz"
+    lines = ["A cat sat on the mat . It slept .", "", *(f"Number {i} is not {i + 1} , they say ." for i in range(30))]
+    corpus.write_bytes(gzip.compress("\n".join(lines).encode()))
+    for flags in (["--layers", 0], ["--layers", "average", "--centre"], ["--index", "HNSW8"]):
+        out = called(search, capsys, model, corpus, "It slept .", "Number 7 is not 8 , they say .", *flags)
+        found = [line.split(maxsplit=2) for line in out.splitlines() if line.startswith(" ")]
+        assert [found[0], found[5]] == [["1.00", "1", "It slept ."], ["1.00", "10", lines[9]]], flags
+    sample = tmp_path / "queries.txt"
+    sample.write_text("Is it 7 ?\nIs it 9 ?\nWhy ?\n")
+    flags = ["--centre", "--misspell", "--query_sample", sample, "--top_k", 1]
+    assert len(called(search, capsys, model, corpus, "Number 7 ?", *flags).splitlines()) == 8
+
+
+def test_search_is_evaluated(model, tmp_path, capsys):
+    """Questions that are sentences of their texts, so that both ways of searching are right."""
+    words = [f"{'abcdefghij'[i]}{'klmnopqrst'[j]}word" for i in range(10) for j in range(3)]
+    texts = [" ".join(words[i : i + 3]).capitalize() + " . It is so ." for i in range(0, 30, 3)]
+    rows = [{"question": text.removesuffix(" It is so ."), "context": text} for text in texts]
+    out = called(search, capsys, model, write_rows(tmp_path / "squad.jsonl.gz", rows * 2), "--evaluate")
+    assert out.startswith("20 questions, 10 texts of 20 sentences")
+    table = {row[0]: row[1:] for row in (re.split(r" {2,}", line) for line in out.splitlines()[3:])}
+    assert len(table) == 2 + 4 * 4
+    for name in ("TF-IDF of words", "layer 0", "layer 1", "layer 2 - the texts' mean", "average"):
+        assert table[name][:3] == ["1.000"] * 3, out
+    assert table["TF-IDF of words"][3] != table["layer 0"][3], "typos count"
+
+
+@pytest.mark.parametrize(
+    ("data", "flags", "message"),
+    [
+        ("missing.txt", ["a"], "no file is named"),
+        ("table.jsonl.gz", ["a"], "name its column of texts with --column"),
+        ("table.jsonl.gz", ["a", "--column", "texts"], "no column 'texts'; its columns are number, text"),
+        ("table.jsonl.gz", ["a", "--column", "number"], "row 0: column 'number' has 1 instead of a text"),
+        ("table.jsonl.gz", ["a", "--column", "text", "--index", "Tree"], "--index Tree: faiss cannot"),
+        ("table.jsonl.gz", ["a", "--column", "text", "--layers", "3"], "0 to 2, not 3"),
+        ("table.jsonl.gz", ["--evaluate"], "no column 'question'"),
+        ("empty.txt", ["a"], "has no texts"),
+    ],
+)
+def test_search_tells_mistakes(data, flags, message, model, tmp_path, capsys):
+    write_rows(tmp_path / "table.jsonl.gz", [{"number": 1, "text": "It rains ."}])
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert message in refused(search, capsys, model, tmp_path / data, *flags)
+
+
+def test_a_folder_without_a_model_is_told(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("It rains .\n")
+    (tmp_path / "model").mkdir()
+    message = refused(search, capsys, tmp_path / "model", tmp_path / "text.txt", "a")
+    assert "has no ELMo model with its tokenizer" in message
+
+
+# ---- paraphrases
+
+
+def test_most_similar_pairs_are_those_of_all_pairs():
+    vectors = normalize(torch.randn(40, 3), dim=1)
+    cosines = vectors @ vectors.T
+    all_pairs = sorted(((cosines[i, j].item(), i, j) for i in range(40) for j in range(i + 1, 40)), reverse=True)
+    found = paraphrases.most_similar_pairs(vectors, 25)
+    assert [pair[1:] for pair in found] == [pair[1:] for pair in all_pairs[:25]]
+    assert [pair[0] for pair in found] == pytest.approx([pair[0] for pair in all_pairs[:25]])
+    assert len(paraphrases.most_similar_pairs(vectors[:3], 25)) == 3
+
+
+def test_paraphrases_are_mined(model, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("It rains today .\nNobody knows why the old king left .\nIt rains  today .\nIt rains todya .\nZ\n")
+    for flags in ([], ["--layers", 0], ["--index", "HNSW8"]):
+        out = called(paraphrases, capsys, model, text, "--pairs", 1, *flags).splitlines()
+        assert out[0].startswith("4 different texts")
+        pair = [line.strip() for line in out[2:]]
+        assert pair[0].endswith("  It rains today .") and pair[1:] == ["It rains todya ."], flags
+    text.write_text("It rains .\n\nIt  rains .\n")
+    assert "only one text" in refused(paraphrases, capsys, model, text)
+
+
+def test_words_in_common():
+    assert paraphrases.word_overlap(["The", "cat"], ["the", "dog", "the"]) == pytest.approx(1 / 3)
+    assert paraphrases.word_overlap([], []) == 0
+
+
+def test_agreement_is_average_precision_or_rank_correlation():
+    assert paraphrases.agreement(np.array([0.0, 1.0, 1.0]), np.array([0.9, 0.8, 0.1])) == pytest.approx(
+        (1 / 2 + 2 / 3) / 2
+    )
+    assert paraphrases.agreement(np.array([1.0, 2.5, 4.0]), np.array([0.1, 0.2, 9.0])) == pytest.approx(1)
+
+
+def test_paraphrases_are_evaluated(model, tmp_path, capsys):
+    same = [{"sentence1": f"It is {n} .", "sentence2": f"It is {n} .", "label": 1} for n in range(5)]
+    other = [{"sentence1": f"It is {n} .", "sentence2": "Nobody knows why", "label": 0} for n in range(5)]
+    binary = write_rows(tmp_path / "binary.jsonl.gz", same + other)
+    graded = write_rows(tmp_path / "graded.jsonl.gz", [{**row, "label": 4.5 * row["label"]} for row in same + other])
+    out = called(paraphrases, capsys, model, binary, graded, "--evaluate", "--components", 1)
+    parts = out.strip().split("\n\n")
+    assert "average precision; by chance 0.500" in parts[0] and "Spearman" in parts[1]
+    rows = [line.split() for line in parts[0].splitlines()[3:]]
+    assert [row[-1] for row in rows] == ["1.000"] * 5, "equal sentences are nearer than different ones"
+    assert "must have different numbers, not only 'yes'" in refused(
+        paraphrases, capsys, model,
+        write_rows(tmp_path / "names.jsonl.gz", [{**row, "label": "yes"} for row in same]), "--evaluate",
+    )  # fmt: skip
