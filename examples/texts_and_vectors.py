@@ -38,15 +38,14 @@ def run(example: Callable[[Any], object], arguments: Any) -> int:
 # --- Texts -------------------------------------------------------------------------------------------------------
 
 
-def read_columns(file: str, texts: Sequence[str], others: Sequence[str] = ()) -> list[list[Any]]:
-    """Columns of a table (json, jsonl, csv, tsv or parquet, also .gz): those of texts, then the others.
+def read_columns(file: str, texts: Sequence[str], numbers: Sequence[str] = ()) -> list[list[Any]]:
+    """Columns of a table (json, jsonl, csv, tsv or parquet, also .gz): those of texts, then those of numbers.
 
     Raises:
-        `DataError`: a file that cannot be read, has no rows or no such columns, or has something else than a text or
-            nothing in them.
+        `DataError`: a file that cannot be read, has no rows or no such columns, or has something else in them.
     """
     table = load_files({"train": file})["train"]
-    columns = [*texts, *others]
+    columns = [*texts, *numbers]
     for column in columns:
         if column not in table.column_names:
             raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(table.column_names)}")
@@ -54,10 +53,10 @@ def read_columns(file: str, texts: Sequence[str], others: Sequence[str] = ()) ->
         raise DataError(f"{file} has no rows")
     rows = table.select_columns(columns)[:]
     for column in columns:
+        kind, name = (str, "a text") if column in texts else (int | float, "a number")
         for row, value in enumerate(rows[column]):
-            if value is None or (column in texts and not isinstance(value, str)):
-                wanted = "a text" if column in texts else "a value"
-                raise DataError(f"{file}, row {row}: column {column!r} has {value!r:.40} instead of {wanted}")
+            if not isinstance(value, kind):
+                raise DataError(f"{file}, row {row}: column {column!r} has {value!r:.40} instead of {name}")
     return [rows[column] for column in columns]
 
 

@@ -13,11 +13,13 @@ import pytest
 import search
 import texts_and_vectors
 import torch
+import word_senses
 from conftest import TINY
 from torch.nn.functional import normalize
 
 from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
 from modeling_elmo.embed import load_encoder
+from modeling_elmo.text_files import DataError
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,88 @@ def test_paraphrases_are_evaluated(model, tmp_path, capsys):
     assert "average precision; by chance 0.500" in parts[0] and "Spearman" in parts[1]
     rows = [line.split() for line in parts[0].splitlines()[3:]]
     assert [row[-1] for row in rows] == ["1.000"] * 5, "equal sentences are nearer than different ones"
-    assert "must have different numbers, not only 'yes'" in refused(
+    assert "column 'label' has 'yes' instead of a number" in refused(
         paraphrases, capsys, model,
         write_rows(tmp_path / "names.jsonl.gz", [{**row, "label": "yes"} for row in same]), "--evaluate",
     )  # fmt: skip
+
+
+# ---- senses of words
+
+
+def test_characters_lead_to_words():
+    text = "I don't, and can't, bank on it."
+    for word, expected in (("don't", ["do", "n't"]), ("bank", ["bank"]), ("ban", ["bank"]), ("it", ["it"])):
+        words, places = word_senses.use_at(text, text.rindex(word), text.rindex(word) + len(word), ElmoTokenizer())
+        assert [words[place] for place in places] == expected
+    with pytest.raises(DataError, match="no word at characters 1 to 2"):
+        word_senses.use_at(text, 1, 2, ElmoTokenizer())
+
+
+def test_the_best_threshold_is_the_best_of_all():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        cosines, labels = generator.integers(0, 8, 12) / 8, generator.integers(0, 2, 12)  # many are equal
+        best = max(word_senses.accuracy(cosines, labels, value) for value in np.arange(-1, 18) / 16)
+        assert word_senses.accuracy(cosines, labels, word_senses.best_threshold(cosines, labels)) == best
+    assert word_senses.best_threshold(np.array([0.2, 0.4]), np.array([1, 0])) in (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("method", [word_senses.nearest_neighbour, word_senses.nearest_centroid])
+def test_senses_that_are_apart_are_told_apart(method):
+    centres = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, -3.0, 4.0]])
+    senses = np.array([0] * 8 + [1] * 6 + [2] * 3)
+    train, test = (normalize(centres[senses] + torch.randn(17, 3), dim=1) for _ in range(2))
+    assert (method(train, senses, test) == senses).all()
+    shuffled = np.random.default_rng(0).permutation(17)
+    assert (method(train[shuffled], senses[shuffled], test) == senses).all()
+    # Vectors that are all the same tell nothing: the most frequent sense.
+    alike = normalize(torch.ones(17, 3) + 1e-7 * torch.randn(17, 3), dim=1)
+    assert (method(alike[shuffled], senses[shuffled], alike) == 0).all()
+
+
+def test_the_nearest_use_is_not_the_nearest_mean():
+    train = normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.3, 1.0]]), dim=1)
+    senses, test = np.array([0, 0, 1]), train[1:2]
+    assert word_senses.nearest_neighbour(train, senses, test) == [0]
+    assert word_senses.nearest_centroid(train, senses, test) == [1]
+
+
+def test_senses_are_told_by_layer(model, tmp_path, capsys):
+    """Two senses with contexts of their own, which the same sentences of the training data show."""
+    contexts = {"river": ["the muddy bank of it", "a green bank ."], "money": ["my bank lent it", "every bank closed"]}
+    rows = [
+        {"word": "bank", "sentence": text, "index": text.split().index("bank"), "sense": sense}
+        for sense, texts in contexts.items()
+        for text in texts
+    ]
+    train = write_rows(tmp_path / "train.jsonl.gz", [*rows, rows[0]])
+    test = write_rows(tmp_path / "test.jsonl.gz", rows)
+    out = called(word_senses, capsys, model, train, test)
+    parts = [re.split(r" {2,}", part.split("\n")[3]) for part in out.split("\n\n")[1:]]
+    assert parts[0][:6] == parts[1][:6] == ["bank", "2", "5", "4", "0.500 0.333", "0.500 0.333"], "layer 0: as frequent"
+    assert parts[1][6:] == ["1.000 1.000"] * 3, "the very sentences of the training data"
+    wrong = write_rows(tmp_path / "wrong.jsonl.gz", [{**rows[0], "index": 5}])
+    assert "row 0: index 5 is none of the 5 words" in refused(word_senses, capsys, model, wrong, test)
+    other = write_rows(tmp_path / "other.jsonl.gz", [{**rows[0], "word": "arm"}])
+    assert "has no use of bank" in refused(word_senses, capsys, model, other, test)
+
+
+def test_words_in_context_are_compared(model, tmp_path, capsys):
+    """The same sentence twice has the same sense, to all layers but the first, which knows the word only."""
+    texts = ["the muddy bank of it", "my bank lent it all", "every bank closed", "a green bank ."]
+
+    def row(one: str, other: str) -> dict:
+        starts = [text.index("bank") for text in (one, other)]
+        ends = [start + 4 for start in starts]
+        places = {"start1": starts[0], "end1": ends[0], "start2": starts[1], "end2": ends[1]}
+        return {"sentence1": one, "sentence2": other, **places, "label": int(one == other)}
+
+    rows = [row(one, other) for one in texts for other in (one, one, one, *texts)]
+    data = write_rows(tmp_path / "wic.jsonl.gz", rows)
+    out = called(word_senses, capsys, model, data, data)
+    lines = [re.split(r" {2,}", line) for line in out.splitlines()[4:]]
+    assert lines[0][2:] == ["0.571"] * 2, "layer 0 cannot tell: the more frequent label"
+    assert [line[2:] for line in lines[1:]] == [["1.000"] * 2] * 3
+    bad = write_rows(tmp_path / "bad.jsonl.gz", [{**rows[0], "label": 2}])
+    assert "labels must be 0 and 1" in refused(word_senses, capsys, model, bad, data)
