@@ -7,6 +7,7 @@ import random
 import re
 from pathlib import Path
 
+import contextuality
 import numpy as np
 import paraphrases
 import pytest
@@ -295,3 +296,72 @@ def test_words_in_context_are_compared(model, tmp_path, capsys):
     assert [line[2:] for line in lines[1:]] == [["1.000"] * 2] * 3
     bad = write_rows(tmp_path / "bad.jsonl.gz", [{**rows[0], "label": 2}])
     assert "labels must be 0 and 1" in refused(word_senses, capsys, model, bad, data)
+
+
+# ---- contextuality
+
+
+def test_measures_are_those_of_the_definitions():
+    vectors = torch.randn(12, 5) + 1
+    pairs = [torch.cosine_similarity(vectors[i], vectors[j], dim=0) for i in range(12) for j in range(12) if i != j]
+    assert contextuality.mean_cosine(vectors) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-6)
+    mean = vectors.mean(0)
+    of_words = [float(torch.cosine_similarity(vector, mean, dim=0)) for vector in vectors]
+    assert contextuality.intra_sentence_similarity(vectors) == pytest.approx(sum(of_words) / 12, abs=1e-6)
+    eigenvalues = torch.linalg.eigvalsh(vectors.T @ vectors)  # squares of the singular values
+    expected = float(eigenvalues.max() / eigenvalues.sum())
+    assert contextuality.maximum_explainable_variance(vectors) == pytest.approx(expected, abs=1e-6)
+
+
+def test_measures_at_their_ends():
+    same = torch.randn(1, 8).repeat(6, 1)
+    for measure in (
+        contextuality.mean_cosine,
+        contextuality.intra_sentence_similarity,
+        contextuality.maximum_explainable_variance,
+    ):
+        assert measure(same) == pytest.approx(1)
+    orthogonal = 3 * torch.eye(6)
+    assert contextuality.mean_cosine(orthogonal) == pytest.approx(0)
+    assert contextuality.maximum_explainable_variance(orthogonal) == pytest.approx(1 / 6)
+    assert abs(contextuality.mean_cosine(torch.randn(2000, 50))) < 0.01, "isotropic"
+    assert contextuality.mean_cosine(torch.randn(2000, 50) + 2) > 0.7, "anisotropic"
+
+
+def test_what_is_drawn_at_random_is_taken_off():
+    """A word that is the same everywhere, one that is not, in vectors that have a mean in common."""
+    vectors = [torch.randn(3, 400) + 1 for _ in range(20)]
+    for sentence in vectors:
+        sentence[0] = vectors[0][0]
+    words = {"same": [(i, 0) for i in range(20)], "other": [(i, 1) for i in range(20)]}
+    layer = contextuality.measure(vectors, words, torch.randn(500, 400) + 1)
+    assert layer.of_words["same"] == pytest.approx(1) and layer.of_words["other"] == pytest.approx(0.5, abs=0.02)
+    assert layer.measured[0] == pytest.approx(0.75, abs=0.02)
+    assert layer.baseline[0] == layer.baseline[1] == pytest.approx(0.5, abs=0.01)
+    assert layer.adjusted[0] == pytest.approx(0.25, abs=0.03)
+    assert layer.adjusted[2] == layer.measured[2] - layer.baseline[2]
+
+
+def test_words_are_chosen_by_the_sentences_that_they_are_in():
+    sentences = [["a", "b", "a"], ["a", "c"], ["b", "c", "c", "c"], ["a"]]
+    numbers = random.Random(0)
+    assert contextuality.choose_words(sentences, 3, 9, numbers) == {"a": [(0, 0), (0, 2), (1, 0), (3, 0)]}
+    assert len(contextuality.choose_words(sentences, 2, 2, numbers)) == 2
+    with pytest.raises(DataError, match="no word is in 5 of 4 sentences"):
+        contextuality.choose_words(sentences, 5, 9, numbers)
+
+
+def test_contextuality_is_shown(model, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {word} cat is not the dog of {word}\n" for word in "abcdefghij") + "\n")
+    png = tmp_path / "plot.png"
+    out = called(contextuality, capsys, model, text, png, "--drawn", 30, "--shown", 2, "--words", 5)
+    assert out.startswith("10 different sentences of 90 words; 5 words that are in at least 5 of them, ")
+    rows = [line.split() for line in out.splitlines()[3:12]]
+    values = {(number // 3, number % 3): [float(value) for value in row[-3:]] for number, row in enumerate(rows)}
+    assert values[0, 0][0] == values[2, 0][0] == 1, "layer 0 has no context"
+    assert values[0, 1][0] < 1 and values[2, 1][0] < 1
+    assert all(value[2] == pytest.approx(value[0] - value[1], abs=0.0011) for value in values.values())
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert called(contextuality, capsys, model, text, png, "--drawn", 30, "--shown", 2, "--words", 5) == out, "seeded"
+    assert "no word is in 20 of 10" in refused(contextuality, capsys, model, text, png, "--contexts", 20)
