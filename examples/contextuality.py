@@ -56,8 +56,8 @@ def intra_sentence_similarity(vectors: Tensor) -> float:
 def maximum_explainable_variance(vectors: Tensor) -> float:
     """The share of the first singular value among those of (n, dim), all squared (definition 3).
 
-    The vectors are not centred, as in the definition: a word that is the same everywhere has 1. n of them have 1 / n at
-    least.
+    As in the definition, the vectors are not centred: a word that is the same everywhere has 1 (the author's own code
+    centres them, and has far lower values). n vectors have 1 / n at least.
     """
     squares = torch.linalg.svdvals(vectors.double()).square()
     return float(squares[0] / squares.sum())

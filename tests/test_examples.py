@@ -5,9 +5,12 @@ import itertools
 import json
 import random
 import re
+import shutil
 from pathlib import Path
+from statistics import fmean
 
 import contextuality
+import layer_weighting
 import numpy as np
 import paraphrases
 import pytest
@@ -18,7 +21,13 @@ import word_senses
 from conftest import TINY
 from torch.nn.functional import normalize
 
-from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo import (
+    ElmoConfig,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoModel,
+    ElmoTokenizer,
+)
 from modeling_elmo.embed import load_encoder
 from modeling_elmo.text_files import DataError
 
@@ -365,3 +374,83 @@ def test_contextuality_is_shown(model, tmp_path, capsys):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert called(contextuality, capsys, model, text, png, "--drawn", 30, "--shown", 2, "--words", 5) == out, "seeded"
     assert "no word is in 20 of 10" in refused(contextuality, capsys, model, text, png, "--contexts", 20)
+
+
+# ---- weights of layers
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    """A task of sentences and one of tags."""
+    folder = tmp_path_factory.mktemp("tasks")
+    words = [["good", "awful"][i % 2] for i in range(8)]
+    for split in ("train", "validation"):
+        sentences = [{"text": f"the {word} cat {i}", "label": word[0]} for i, word in enumerate(words)]
+        write_rows(folder / "mood" / f"{split}.jsonl.gz", sentences)
+        tags = [{"tokens": ["the", word], "ner_tags": ["O", f"B-{word}"]} for word in words]
+        write_rows(folder / "tags" / f"{split}.jsonl.gz", tags)
+    return folder
+
+
+WAYS = ["layer 0", "layer 1", "layer 2", "average", "learnt mix", "learnt mix without the top", "concatenation"]
+
+
+@pytest.mark.parametrize(("task", "metric", "seeds"), [("mood", "accuracy", [1]), ("tags", "f1", [1, 2])])
+def test_layers_are_weighed_in_each_way(task, metric, seeds, model, tasks, tmp_path, capsys):
+    flags = ["--learning_rate", 0.1, "--num_train_epochs", 2, "--seeds", *seeds]
+    out = called(layer_weighting, capsys, model, tasks, tmp_path / "out", "--task_name", task, *flags)
+    folders = {way: tmp_path / "out" / task / way.replace(" ", "_") for way in WAYS}
+
+    def of_runs(way: str, file: str) -> list[dict]:
+        runs = [folders[way] / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [folders[way]]
+        return [json.loads((run / file).read_text()) for run in runs]
+
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())
+    expected = {way: [run[f"validation_{metric}"] for run in of_runs(way, "all_results.json")] for way in WAYS}
+    assert scores == {f"{task}, {metric}": expected}
+    rows = [re.split(r" {2,}", line) for line in out.splitlines()]
+    shown = {way: f"{fmean(values):.4f}" for way, values in expected.items()}
+    assert {row[0]: row[1].split(" ±")[0] for row in rows[2:9]} == shown
+    assert rows[10] == ["weights learnt", "layer 0", "layer 1", "layer 2"] and rows[12][0] == task
+    assert (tmp_path / "out" / "layer_weighting.png").read_bytes().startswith(b"\x89PNG")
+
+    weights = {way: of_runs(way, "layer_weights.json")[0] for way in WAYS}
+    assert [weights[way]["layers"] for way in WAYS] == [[0], [1], [2], *[[0, 1, 2]] * 2, [0, 1], [0, 1, 2]]
+    assert weights["average"]["features.scalar_mix"] == pytest.approx([1 / 3] * 3), "kept as it was"
+    assert weights["learnt mix"]["features.scalar_mix"] != pytest.approx([1 / 3] * 3)
+
+
+def test_layer_weighting_tells_mistakes(model, tasks, tmp_path, capsys):
+    assert "has no folder 'moods'; it has mood, tags" in refused(
+        layer_weighting, capsys, model, tasks, tmp_path / "new", "--task_name", "moods"
+    )
+    (tmp_path / "notes.txt").touch()
+    assert "has files in it" in refused(layer_weighting, capsys, model, tasks, tmp_path, "--task_name", "mood")
+    arguments = ["/nowhere/at_all", tasks, tmp_path / "new", "--task_name", "mood"]
+    assert "/nowhere/at_all has no ELMo" in refused(layer_weighting, capsys, *arguments)
+    (tmp_path / "half" / "mood").mkdir(parents=True)
+    shutil.copy(tasks / "mood" / "train.jsonl.gz", tmp_path / "half" / "mood")
+    arguments = [model, tmp_path / "half", tmp_path / "new", "--task_name", "mood"]
+    assert "mood has no validation data" in refused(layer_weighting, capsys, *arguments)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_concatenated_layers_are_all_read(normalised):
+    config = ElmoConfig(**{**TINY, "head": "linear", "feature_dropout": 0.0, "num_labels": 3})
+    config.scalar_mix_layer_norm = normalised
+    layers = torch.randn(2, 4, 3, config.hidden_size)
+    features = layer_weighting.Concatenation(config)(layers)
+    expected = [
+        torch.nn.functional.layer_norm(layer, layer.shape[-1:]) if normalised else layer for layer in layers.unbind(2)
+    ]
+    torch.testing.assert_close(features, torch.cat(expected, dim=2))
+    for model_class in (ElmoForSequenceClassification, ElmoForTokenClassification):
+        model = model_class(config)
+        layer_weighting.concatenate(model)
+        model.train()
+        mask, labels = torch.ones(2, 4), torch.tensor([0, 2])
+        if model_class is ElmoForTokenClassification:
+            labels = labels[:, None].expand(2, 4)
+        layers.requires_grad_().grad = None
+        model(hidden_states=layers, attention_mask=mask, labels=labels).loss.backward()
+        assert (layers.grad.abs().sum((0, 1, 3)) > 0).all(), "a gradient for each layer"
