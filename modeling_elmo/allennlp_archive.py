@@ -47,7 +47,7 @@ def read_archived(files: LegacyFiles) -> LegacyElmo:
     """Read and check the ELMo of an AllenNLP model: its biLM, as it was trained last, and its scalar mix.
 
     Raises:
-        `ConversionError`: files that are damaged, contradict each other, or have no ELMo or several.
+        ConversionError: files that are damaged, contradict each other, or have no ELMo or several.
     """
     options_file, weights = files.required()
     if files.token_embeddings:
@@ -79,7 +79,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of `torch.save` by name, in float32; nothing else is unpickled.
 
     Raises:
-        `ConversionError`: a file that is missing, damaged, or holds something else.
+        ConversionError: a file that is missing, damaged, or holds something else.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

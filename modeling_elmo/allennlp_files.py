@@ -85,7 +85,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
     of the vocabulary, as bilm-tf's `TokenBatcher` does.
 
     Raises:
-        `ConversionError`: files that are missing, damaged, of another kind, or contradict each other.
+        ConversionError: files that are missing, damaged, of another kind, or contradict each other.
     """
     options_file, weights = files.required()
     options = read_json(options_file)
@@ -124,7 +124,7 @@ def write_allennlp(legacy: LegacyElmo, folder: Path):
     """Write options.json, weights.hdf5 and, if there is a vocabulary, vocab.txt; the inverse of `read_allennlp`.
 
     Raises:
-        `ConversionError`: a model that the format cannot hold.
+        ConversionError: a model that the format cannot hold.
     """
     datasets = to_datasets(legacy.state_dict, legacy.config)
     (folder / "options.json").write_text(json.dumps(to_options(legacy.config), indent=2) + "\n", encoding="utf-8")
@@ -262,7 +262,7 @@ def open_source(src: Path | None, given: LegacyFiles) -> Iterator[LegacyFiles]:
         given: files that win over those found; `weights` may be such a prefix.
 
     Raises:
-        `ConversionError`: none or several candidates for one role, or a source of another kind.
+        ConversionError: none or several candidates for one role, or a source of another kind.
     """
     if given.weights:
         given = given._replace(weights=index_of(given.weights) or given.weights)

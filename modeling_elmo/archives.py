@@ -27,7 +27,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """A folder with all that is in an archive, which is gone afterwards. Messages name the archive instead.
 
     Raises:
-        `ConversionError`: it is damaged or encrypted, would leave its folder, or is larger than the disk has room for.
+        ConversionError: it is damaged or encrypted, would leave its folder, or is larger than the disk has room for.
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:

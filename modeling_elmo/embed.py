@@ -75,6 +75,20 @@ def embed(
         yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)
 
 
+def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> tuple[ElmoModel, ElmoTokenizer]:
+    """Model, frozen and in evaluation mode, and tokenizer of a folder or Hub name.
+
+    Raises:
+        EmbeddingError: a folder without them, or with a model that is not an ELMo.
+    """
+    try:
+        tokenizer = ElmoTokenizer.from_pretrained(name)
+        model: Any = ElmoModel.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise EmbeddingError(f"{name} has no ELMo model with its tokenizer: {error}") from error
+    return model.requires_grad_(False).eval(), tokenizer
+
+
 def check_choices(layers: str | int, pooling: str | None, num_hidden_layers: int):
     """Raise an `EmbeddingError` unless there are such layers and such a pooling."""
     is_number = isinstance(layers, int) and -num_hidden_layers - 1 <= layers <= num_hidden_layers
@@ -227,21 +241,6 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
             )
 
 
-def load(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer]:
-    """Model and tokenizer.
-
-    Raises:
-        EmbeddingError: a folder without them, or with a model that is not an ELMo.
-    """
-    try:
-        tokenizer = ElmoTokenizer.from_pretrained(arguments.model)
-        model: Any = ElmoModel.from_pretrained(arguments.model, dtype=DTYPES[arguments.model_dtype])
-    except (OSError, ValueError) as error:
-        raise EmbeddingError(f"{arguments.model} has no ELMo model with its tokenizer: {error}") from error
-    check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
-    return model.requires_grad_(False).eval(), tokenizer
-
-
 def settings_of(arguments: argparse.Namespace, model: ElmoModel) -> dict[str, Any]:
     """What the parts depend on: choices, weights, and the input's files by size and time."""
     names = ("layers", "pooling", "dtype", "model_dtype", "pre_tokenized", "column", "words_per_part")
@@ -261,7 +260,8 @@ def run(arguments: argparse.Namespace):
     if arguments.format == "hdf5" and importlib.util.find_spec("h5py") is None:
         raise EmbeddingError("HDF5 needs h5py: pip install 'modeling-elmo[convert]'")
     state = PartialState()
-    model, tokenizer = load(arguments)
+    model, tokenizer = load_encoder(arguments.model, DTYPES[arguments.model_dtype])
+    check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
     settings = settings_of(arguments, model)
     with state.main_process_first():
         overwrite = arguments.overwrite and state.is_main_process

@@ -39,6 +39,9 @@ class FinetuningArguments(TrainingArguments):
         "elmo", "what the head reads: 'elmo', all layers of the biLM; the baselines 'layer_0', its words without "
         "context; 'random', words of a character CNN that was never trained", choices=FEATURES,
     )  # fmt: skip
+    feature_layers: list[int] | None = field(
+        default=None, metadata={"help": "the layers that the head reads, 0 for words without context; default: all"}
+    )
     finetune_bilm: bool = flag(False, "train the biLM too; the paper leaves it frozen")
     bilm_learning_rate: float = flag(1e-4, "learning rate of the biLM with --finetune_bilm")
     head: str | None = flag(
@@ -93,6 +96,8 @@ class FinetuningArguments(TrainingArguments):
             raise ArgumentsError("--model_name_or_path is missing: the folder or Hub name of an ELMo")
         if self.output_dir is None or self.output_dir == "trainer_output":
             raise ArgumentsError("--output_dir is missing: where the model and its results go")
+        if self.features != "elmo" and self.feature_layers:
+            raise ArgumentsError(f"--features {self.features} has layer 0 only: leave --feature_layers out")
 
     def max_samples(self) -> dict[str, int | None]:
         """How many examples of each split are used; `None` for all."""
@@ -100,7 +105,8 @@ class FinetuningArguments(TrainingArguments):
 
     def head_options(self) -> dict[str, Any]:
         """The fields of `ElmoConfig` that were asked for."""
-        names = ("head", "head_dim", "head_dropout", "feature_dropout", "scalar_mix_l2", "scalar_mix_layer_norm")
+        names = ["head", "head_dim", "head_dropout", "feature_dropout", "scalar_mix_l2", "scalar_mix_layer_norm"]
+        names += ["feature_layers"]
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.features != "elmo":
             options["feature_layers"] = [0]
@@ -116,7 +122,8 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
         **options: what the task sets in the config, such as `num_labels`, `id2label`.
 
     Raises:
-        ArgumentsError: no ELMo there, one without its biLM, or with a head of other labels.
+        ArgumentsError: no ELMo there, one without its biLM, or with a head of other labels; options that it cannot
+            have.
     """
     name = str(args.model_name_or_path)
     try:
@@ -125,6 +132,10 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
         raise ArgumentsError(f"{name} has no ELMo: {' '.join(str(error).split())}") from error
     if config.model_type != "elmo":
         raise ArgumentsError(f"{name} has a model of type {config.model_type!r}, not an ELMo")
+    try:
+        config.validate_elmo()  # what the flags have changed
+    except ValueError as error:
+        raise ArgumentsError(str(error)) from error
     set_seed(args.seed)
     if args.features == "random":
         return model_class(config)

@@ -38,7 +38,7 @@ def check_destination(repo_id: str) -> str:
         The whole id, with the user's name in front if `repo_id` has none.
 
     Raises:
-        `PublishError`: no valid id, no token or one that is not valid, or no connection.
+        PublishError: no valid id, no token or one that is not valid, or no connection.
     """
     try:
         validate_repo_id(repo_id)
@@ -65,7 +65,7 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> st
         The address of the model's page.
 
     Raises:
-        `PublishError`: a folder without a model, or what keeps it from being uploaded. The folder stays as it is.
+        PublishError: a folder without a model, or what keeps it from being uploaded. The folder stays as it is.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -34,7 +34,7 @@ class Variable:
     """A variable, unread: its values are `variable[()]`, as in h5py.
 
     Raises:
-        `ConversionError`: on reading, if the data file is missing, too short, or has other bytes than were written.
+        ConversionError: on reading, if the data file is missing, too short, or has other bytes than were written.
     """
 
     name: str
@@ -83,7 +83,7 @@ def last_index(folder: Path) -> Path | None:
     """The index that the file `checkpoint` of a folder names, whatever folder it names; `None` without that file.
 
     Raises:
-        `ConversionError`: it names none, or one that is not there.
+        ConversionError: it names none, or one that is not there.
     """
     try:
         text = (folder / "checkpoint").read_text(encoding="utf-8", errors="replace")
@@ -102,7 +102,7 @@ def read_checkpoint(index: Path) -> dict[str, Variable]:
     """The variables of a checkpoint by name, unread.
 
     Raises:
-        `ConversionError`: an index that is damaged or of another kind.
+        ConversionError: an index that is damaged or of another kind.
     """
     if index.stat().st_size > MAX_INDEX_SIZE:
         raise ConversionError(f"{index} has {index.stat().st_size} bytes, too many for the index of a checkpoint")

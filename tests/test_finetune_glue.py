@@ -176,6 +176,11 @@ def test_baselines(run, tmp_path, bilm, features):
     assert same is (features == "layer_0")
 
 
+def test_the_head_reads_the_layers_that_are_named(run, tmp_path):
+    assert run(feature_layers=[0, 1], num_train_epochs=1) == 0
+    assert ElmoForSequenceClassification.from_pretrained(tmp_path / "out").config.feature_layers == [0, 1]
+
+
 def test_a_finished_model_is_evaluated_and_trained_further(run, tmp_path):
     assert run() == 0
     out = tmp_path / "out"
@@ -221,6 +226,8 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"sentence_columns": ["words"]}, "no column 'words'; its columns are text, label"),
         ({"learning_rat": 1}, "unknown argument '--learning_rat'"),
         ({"head": "transformer"}, "head"),
+        ({"feature_layers": [0, 3]}, "feature_layers must be different numbers from 0 to num_hidden_layers=2"),
+        ({"feature_layers": [1], "features": "layer_0"}, "leave --feature_layers out"),
         ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is no checkpoint"),
         ({"output_dir": "/dev/null"}, "--output_dir /dev/null cannot be written"),
     ],

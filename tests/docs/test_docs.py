@@ -48,7 +48,15 @@ def template(tmp_path_factory) -> Path:
     from modeling_elmo.convert import convert_to_allennlp
 
     folder = tmp_path_factory.mktemp("reader")
-    for name in ("train.py", "finetune_glue.py", "finetune_ner.py", "finetune_squad.py", "configs", "modeling_elmo"):
+    for name in (
+        "train.py",
+        "finetune_glue.py",
+        "finetune_ner.py",
+        "finetune_squad.py",
+        "configs",
+        "modeling_elmo",
+        "examples",
+    ):
         (folder / name).symlink_to(ROOT / name)
     lines = [f"The color of word{number % 11} is {['red', 'green', 'blue'][number % 3]} ." for number in range(300)]
     (folder / "corpus.txt").write_text("\n".join(lines) + "\n")

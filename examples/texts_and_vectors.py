@@ -1,0 +1,135 @@
+"""What the examples share: texts and tables from files, their vectors from an ELMo, and mistakes told in a sentence."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+from transformers.utils import logging
+
+from modeling_elmo import ElmoModel, ElmoTokenizer
+from modeling_elmo.arguments import ArgumentsError
+from modeling_elmo.embed import embed
+from modeling_elmo.embedding_files import EmbeddingError
+from modeling_elmo.finetuning_report import aligned
+from modeling_elmo.sentence_tasks import FILE_TYPES, load_files
+from modeling_elmo.text_files import DataError, ReadingReport, find_files, read_lines
+
+
+def run(example: Callable[[Any], object], arguments: Any) -> int:
+    """Run an example; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        example(arguments)
+    except (ArgumentsError, DataError, EmbeddingError, ImportError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+# --- Texts -------------------------------------------------------------------------------------------------------
+
+
+def read_columns(file: str, texts: Sequence[str], numbers: Sequence[str] = ()) -> list[list[Any]]:
+    """Columns of a table (json, jsonl, csv, tsv or parquet, also .gz): those of texts, then those of numbers.
+
+    Raises:
+        `DataError`: a file that cannot be read, has no rows or no such columns, or has something else in them.
+    """
+    table = load_files({"train": file})["train"]
+    columns = [*texts, *numbers]
+    for column in columns:
+        if column not in table.column_names:
+            raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(table.column_names)}")
+    if not len(table):
+        raise DataError(f"{file} has no rows")
+    rows = table.select_columns(columns)[:]
+    for column in columns:
+        kind, name = (str, "a text") if column in texts else (int | float, "a number")
+        for row, value in enumerate(rows[column]):
+            if not isinstance(value, kind):
+                raise DataError(f"{file}, row {row}: column {column!r} has {value!r:.40} instead of {name}")
+    return [rows[column] for column in columns]
+
+
+def read_texts(file: str, column: str | None) -> list[str]:
+    """The lines of a text file, also compressed, or the texts of a table's column.
+
+    Raises:
+        `DataError`: a file that cannot be read or has no texts, or a table without its column.
+    """
+    if set(Path(file).name.lower().split(".")[1:]) & set(FILE_TYPES):
+        if column is None:
+            raise DataError(f"{file} is a table: name its column of texts with --column")
+        (texts,) = read_columns(file, [column])
+    else:
+        report = ReadingReport()
+        texts = list(read_lines(find_files([file]), report))
+        print(*report.problems(), sep="\n", end="", file=sys.stderr)
+    if not any(text.strip() for text in texts):
+        raise DataError(f"{file} has no texts")
+    return texts
+
+
+# --- Vectors -----------------------------------------------------------------------------------------------------
+
+
+def layer_choice(text: str) -> str | int:
+    """What a flag says of layers, as `embed` takes it.
+
+    Raises:
+        `argparse.ArgumentTypeError`: it is no such choice.
+    """
+    if text in ("mix", "top", "average"):
+        return text
+    if not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not mix, top, average or the number of a layer")
+    return int(text)
+
+
+def text_vectors(texts: Sequence[str], model: ElmoModel, tokenizer: ElmoTokenizer, layers: str | int = "all") -> Tensor:
+    """The mean of each text's words: (texts, hidden_size), with `layers="all"` (layers + 2, texts, hidden_size): each
+    layer, and behind them the average of all."""
+    found = embed(texts, model, tokenizer, layers=layers, pooling="mean")
+    vectors = torch.stack(list(tqdm(found, total=len(texts), desc="embedding", unit=" texts")))
+    return with_average(vectors.transpose(0, 1)) if layers == "all" else vectors
+
+
+def with_average(layers: Tensor) -> Tensor:
+    """(layers, ...) -> (layers + 1, ...): the average of all layers behind them."""
+    return torch.cat([layers, layers.mean(0, keepdim=True)])
+
+
+def layer_names(model: ElmoModel) -> list[str]:
+    """What the rows of `with_average` are."""
+    return [*(f"layer {number}" for number in range(model.config.num_hidden_layers + 1)), "average"]
+
+
+def centred(vectors: Tensor, sample: Tensor, components: int = 0) -> Tensor:
+    """Unit vectors, after what all vectors have in common was taken off: "all but the top" of Mu and Viswanath 2018
+    (arXiv 1702.01417, algorithm 1).
+
+    Args:
+        vectors: (n, dim).
+        sample: (m, dim), whose mean and principal components are taken off.
+        components: how many of them; the paper advises about dim / 100. 0 takes off the mean only.
+    """
+    mean = sample.mean(0)
+    top = torch.linalg.svd(sample - mean, full_matrices=False).Vh[:components]  # (components, dim)
+    vectors = vectors - mean
+    return normalize(vectors - vectors @ top.T @ top, dim=-1)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of cells below a header; numbers with three decimals."""
+    return aligned(
+        [header, *([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    )
