@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import torch
 from texts_and_vectors import run
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,10 +53,6 @@ class Concatenation(ElmoFeatures):
         if self.layer_norm:
             layers = F.layer_norm(layers, layers.shape[-1:])
         return self.dropout(layers.flatten(2))
-
-    def penalty(self) -> Tensor:
-        """There are no weights to pull towards an average."""
-        return torch.zeros(())
 
 
 def learn(model: ElmoTaskModel):

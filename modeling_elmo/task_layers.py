@@ -126,9 +126,10 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         """What the training loss gains: `config.scalar_mix_l2` times the squared mix weights; 0 in evaluation mode."""
         if not self.training:
             return 0.0
-        features = [module for module in self.modules() if isinstance(module, ElmoFeatures)]
-        trained = [module.penalty() for module in features if module.scalar_mix.weights.requires_grad]
-        return self.config.scalar_mix_l2 * sum(trained)  # PEFT keeps the ones from before beside those it trains
+        mixes = [module for module in self.modules() if isinstance(module, ElmoFeatures)]
+        # PEFT keeps the ones from before beside those it trains.
+        trained = [mix for mix in mixes if any(weight.requires_grad for weight in mix.parameters())]
+        return self.config.scalar_mix_l2 * sum(mix.penalty() for mix in trained)
 
     def layer_weights(self) -> dict[str, list[float]]:
         """For each scalar mix by name, what each of `used_layers` counts for: its softmax weights, which sum to 1."""
