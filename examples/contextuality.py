@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from modeling_elmo.arguments import ArgumentsError
 from modeling_elmo.embed import embed, load_encoder
 from modeling_elmo.text_files import DataError
 
@@ -171,15 +170,8 @@ def extremes_table(layer: Layer, number: int) -> str:
 
 
 def plot(layers: Sequence[Layer], png_file: Path):
-    """Draw each measure over the layers: as measured, at random, and the difference.
-
-    Raises:
-        `ArgumentsError`: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentsError("the plot needs matplotlib: pip install 'modeling-elmo[plot]'") from error
+    """Draw each measure over the layers: as measured, at random, and the difference."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)

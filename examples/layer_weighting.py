@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from modeling_elmo.arguments import ArgumentsError
 from modeling_elmo.configuration_elmo import ElmoConfig
 from modeling_elmo.embedding_files import EmbeddingError
 from modeling_elmo.finetuning import ElmoTrainer, Result, Task, check_output_dir, run_all, write_json
@@ -174,15 +173,8 @@ def scores_table(scores: Scores) -> str:
 
 
 def plot(scores: Scores, png_file: Path):
-    """Draw the score of each seed, and mean and standard deviation, a panel for each task.
-
-    Raises:
-        `ArgumentsError`: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentsError("the plot needs matplotlib: pip install 'modeling-elmo[plot]'") from error
+    """Draw the score of each seed, and mean and standard deviation, a panel for each task."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.2 + 2.4 * len(scores), 3.2), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]

@@ -56,12 +56,10 @@ def build_index(vectors: Tensor, kind: str = "Flat"):
         kind: as for `faiss.index_factory`: "Flat" compares with all vectors, "HNSW32" with few of a large corpus.
 
     Raises:
-        `ArgumentsError`: faiss is missing or knows no such index.
+        `ArgumentsError`: faiss knows no such index.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ArgumentsError("search needs faiss: pip install 'modeling-elmo[examples]'") from error
+    import faiss
+
     try:
         index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors.numpy())  # nothing to do for the two above

@@ -29,10 +29,14 @@ def run(example: Callable[[Any], object], arguments: Any) -> int:
     datasets.disable_progress_bars()
     try:
         example(arguments)
-    except (ArgumentsError, DataError, EmbeddingError, ImportError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    except (ArgumentsError, DataError, EmbeddingError, OSError) as error:
+        message = str(error)
+    except ImportError as error:
+        message = f"{error}: pip install 'modeling-elmo[examples]'"
+    else:
+        return 0
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
 
 
 # --- Texts -------------------------------------------------------------------------------------------------------
@@ -44,14 +48,14 @@ def read_columns(file: str, texts: Sequence[str], numbers: Sequence[str] = ()) -
     Raises:
         `DataError`: a file that cannot be read, has no rows or no such columns, or has something else in them.
     """
-    table = load_files({"train": file})["train"]
+    found = load_files({"train": file})["train"]
     columns = [*texts, *numbers]
     for column in columns:
-        if column not in table.column_names:
-            raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(table.column_names)}")
-    if not len(table):
+        if column not in found.column_names:
+            raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(found.column_names)}")
+    if not len(found):
         raise DataError(f"{file} has no rows")
-    rows = table.select_columns(columns)[:]
+    rows = found.select_columns(columns)[:]
     for column in columns:
         kind, name = (str, "a text") if column in texts else (int | float, "a number")
         for row, value in enumerate(rows[column]):
@@ -73,7 +77,8 @@ def read_texts(file: str, column: str | None) -> list[str]:
     else:
         report = ReadingReport()
         texts = list(read_lines(find_files([file]), report))
-        print(*report.problems(), sep="\n", end="", file=sys.stderr)
+        for problem in report.problems():
+            print(problem, file=sys.stderr)
     if not any(text.strip() for text in texts):
         raise DataError(f"{file} has no texts")
     return texts
@@ -121,11 +126,17 @@ def centred(vectors: Tensor, sample: Tensor, components: int = 0) -> Tensor:
         vectors: (n, dim).
         sample: (m, dim), whose mean and principal components are taken off.
         components: how many of them; the paper advises about dim / 100. 0 takes off the mean only.
+
+    Raises:
+        `ArgumentsError`: nothing would be left.
     """
+    if components >= sample.shape[1]:
+        raise ArgumentsError(f"--components must be less than {sample.shape[1]}, the width of the vectors")
     mean = sample.mean(0)
-    top = torch.linalg.svd(sample - mean, full_matrices=False).Vh[:components]  # (components, dim)
+    moments = (sample - mean).T @ (sample - mean)
+    top = torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :components]  # (dim, components), of falling variance
     vectors = vectors - mean
-    return normalize(vectors - vectors @ top.T @ top, dim=-1)
+    return normalize(vectors - vectors @ top @ top.T, dim=-1)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

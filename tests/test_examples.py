@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -156,6 +157,7 @@ def test_search_is_evaluated(model, tmp_path, capsys):
         ("table.jsonl.gz", ["a", "--column", "number"], "row 0: column 'number' has 1 instead of a text"),
         ("table.jsonl.gz", ["a", "--column", "text", "--index", "Tree"], "--index Tree: faiss cannot"),
         ("table.jsonl.gz", ["a", "--column", "text", "--layers", "3"], "0 to 2, not 3"),
+        ("table.jsonl.gz", ["a", "--column", "text", "--centre", "--components", "12"], "must be less than 12"),
         ("table.jsonl.gz", ["--evaluate"], "no column 'question'"),
         ("empty.txt", ["a"], "has no texts"),
     ],
@@ -164,6 +166,12 @@ def test_search_tells_mistakes(data, flags, message, model, tmp_path, capsys):
     write_rows(tmp_path / "table.jsonl.gz", [{"number": 1, "text": "It rains ."}])
     (tmp_path / "empty.txt").write_text("\n\n")
     assert message in refused(search, capsys, model, tmp_path / data, *flags)
+
+
+def test_a_missing_library_is_told(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.txt").write_text("It rains .\n")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert "pip install 'modeling-elmo[examples]'" in refused(search, capsys, model, tmp_path / "text.txt", "a")
 
 
 def test_a_folder_without_a_model_is_told(tmp_path, capsys):
@@ -395,6 +403,7 @@ def tasks(tmp_path_factory) -> Path:
 WAYS = ["layer 0", "layer 1", "layer 2", "average", "learnt mix", "learnt mix without the top", "concatenation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "metric", "seeds"), [("mood", "accuracy", [1]), ("tags", "f1", [1, 2])])
 def test_layers_are_weighed_in_each_way(task, metric, seeds, model, tasks, tmp_path, capsys):
     flags = ["--learning_rate", 0.1, "--num_train_epochs", 2, "--seeds", *seeds]
