@@ -95,6 +95,8 @@ class ElmoConfig(PreTrainedConfig):
         chunk_size: Longest run of words that is worked on at once; bounds the memory of long texts and does not change
             the result. `None` works on all words at once. Default: 512.
         scalar_mix_layer_norm: Normalise each layer before the weighted sum (equation 1). Default: `False`.
+        mix_last_hidden_state: `last_hidden_state` is that sum, and not the top layer, for what reads nothing else of an
+            encoder, such as `EncoderDecoderModel`. Default: `False`.
 
     Language-model head (section 3.1; sampled softmax of Jean et al. 2015, arXiv 1412.2007):
 
@@ -157,6 +159,7 @@ class ElmoConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     chunk_size: int | None = 512
     scalar_mix_layer_norm: bool = False
+    mix_last_hidden_state: bool = False
 
     lm_vocab_size: int | None = None
     num_negative_samples: int = 8192

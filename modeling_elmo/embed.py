@@ -161,8 +161,7 @@ def choose_layers(output, layers: str | int) -> Tensor:
     """(batch, words, hidden_size), or all layers (num_hidden_layers + 1, batch, words, hidden_size)."""
     if layers == "mix":
         return output.scalar_mix
-    if layers == "top":
-        return output.last_hidden_state
+    layers = -1 if layers == "top" else layers
     if isinstance(layers, int):
         return output.hidden_states[layers]
     stacked = torch.stack(output.hidden_states)

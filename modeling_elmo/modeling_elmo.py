@@ -25,17 +25,20 @@ class ElmoModelOutput(ModelOutput):
     """Output of `ElmoModel`. Rows of padding are zeros.
 
     Attributes:
-        last_hidden_state: (batch, words, hidden_size), the top layer, forward and backward side by side.
+        last_hidden_state: (batch, words, hidden_size), the top layer, forward and backward side by side; with
+            `config.mix_last_hidden_state` the same as `scalar_mix`.
         scalar_mix: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
         hidden_states: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
             first is the word vector twice, independent of context.
         state: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
+        attentions: `None`; `EncoderDecoderModel` asks for them.
     """
 
     last_hidden_state: Tensor | None = None
     scalar_mix: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     state: ElmoState | None = None
+    attentions: None = None
 
 
 class ElmoScalarMix(nn.Module):
@@ -203,9 +206,10 @@ class ElmoModel(ElmoPreTrainedModel):
             layers, final = self.encode(inputs.flatten(0, 1), packing, state)
             hidden_states = [unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers]
             state = final if len(packing.order) == len(mask) else None
+        mix = self.scalar_mix(hidden_states) if self.scalar_mix is not None else None
         return ElmoModelOutput(
-            last_hidden_state=hidden_states[-1],
-            scalar_mix=self.scalar_mix(hidden_states) if self.scalar_mix is not None else None,
+            last_hidden_state=mix if self.config.mix_last_hidden_state and mix is not None else hidden_states[-1],
+            scalar_mix=mix,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             state=state,
         )

@@ -48,18 +48,12 @@ def template(tmp_path_factory) -> Path:
     from modeling_elmo.convert import convert_to_allennlp
 
     folder = tmp_path_factory.mktemp("reader")
-    for name in (
-        "train.py",
-        "finetune_glue.py",
-        "finetune_ner.py",
-        "finetune_squad.py",
-        "configs",
-        "modeling_elmo",
-        "examples",
-    ):
+    scripts = ("train.py", "finetune_glue.py", "finetune_ner.py", "finetune_squad.py", "examples")
+    for name in (*scripts, "configs", "modeling_elmo"):
         (folder / name).symlink_to(ROOT / name)
     lines = [f"The color of word{number % 11} is {['red', 'green', 'blue'][number % 3]} ." for number in range(300)]
     (folder / "corpus.txt").write_text("\n".join(lines) + "\n")
+    (folder / "pairs.tsv").write_text("".join(f"{line}\t{line.lower()}\n" for line in lines))
     (folder / "heldout.txt").write_text("\n".join(lines[:20]) + "\n")
     (folder / "corpus").mkdir()
     for name in ("corpus.txt.gz", "corpus/1.txt.gz", "corpus/2.txt.gz"):
