@@ -60,7 +60,8 @@ def corrupted(pieces: Sequence[list[str]], rng: random.Random, share: float = 0.
 
 def pieces_of(sentences: Iterable[list[str]], known: set[str], shortest: int = 3, longest: int = 6) -> list[list[str]]:
     """Runs of known words."""
-    pieces, run = [], []
+    pieces: list[list[str]] = []
+    run: list[str] = []
     for word in (word for sentence in sentences for word in [*sentence, ""]):
         if word not in known or len(run) == longest:
             pieces += [run] * (len(run) >= shortest)
