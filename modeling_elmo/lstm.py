@@ -97,7 +97,7 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
             Outputs before the skip (2, packed, projection_dim), and each row's state after its own last word.
 
         Raises:
-            `ValueError`: gradient checkpointing of parametrised weights.
+            ValueError: gradient checkpointing of parametrised weights.
         """
         if self.gradient_checkpointing and self.training and is_parametrized(self):
             # PEFT takes its parametrisation away after the call, so that the layer would be recomputed without it.
