@@ -77,7 +77,7 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> st
             repo_id=repo_id, folder_path=folder, ignore_patterns=list(LEFT_OUT), commit_message=f"Upload {folder.name}"
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: of single files
-        way_out = f"python -m modeling_elmo.publish {folder} {repo_id} tries again"
+        way_out = f"python -m modeling_elmo.publish {folder} {repo_id}{' --private' * bool(private)} tries again"
         raise PublishError(f"{_explain(error, repo_id, api.endpoint)}; {folder} is complete: {way_out}") from error
     return str(url)
 

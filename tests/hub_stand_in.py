@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -36,10 +36,6 @@ class Repository:
     @property
     def files(self) -> dict[str, bytes]:
         return self.commits[self.head]
-
-    def commit_of(self, revision: str) -> str | None:
-        name = unquote(revision)
-        return self.head if name == "main" else name if name in self.commits else None
 
 
 class Refusal(Exception):
@@ -84,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
     def do(self):
         """Find the route, and answer."""
         path = urlsplit(self.path).path
-        self.body = self._read_body()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, headers, answer = 200, {}, b""
         try:
             if self.server.broken and f"{self.command} {path}".startswith(self.server.broken):
@@ -109,16 +105,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     do_GET = do_HEAD = do_POST = do_PUT = do
-
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
 
     # --- who asks -----------------------------------------------------------------------------------------------------
 
@@ -154,8 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> dict[str, Any]:
         metadata = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
-        errors = [] if metadata and isinstance(yaml.safe_load(metadata[1]), dict) else [{"message": "no metadata"}]
-        if errors:
+        if not metadata or not isinstance(yaml.safe_load(metadata[1]), dict):
             raise Refusal(400, message="no metadata")
         return {"errors": [], "warnings": []}
 
@@ -224,10 +209,11 @@ class Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def _commit(repository: Repository, revision: str) -> str:
-        commit = repository.commit_of(revision)
-        if commit is None:
+        if revision == "main":
+            return repository.head
+        if revision not in repository.commits:
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return commit
+        return revision
 
 
 def _etag(content: bytes) -> str:
