@@ -335,7 +335,7 @@ def _role(path: Path) -> str | None:
         return "weights"
     if is_index(path):
         return "checkpoint"
-    if is_hdf5(path) or path.suffix in (".hdf5", ".h5"):
+    if _begins_with(path, HDF5_SIGNATURE) or path.suffix in (".hdf5", ".h5"):
         with _open_hdf5(path) as file:
             names = set(file)
         if names == {"embedding"}:
@@ -373,7 +373,7 @@ def _model_folder(folder: Path) -> Path:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     kinds = (
         {path.parent for path in paths if _is_archived(path)},  # may have the HDF5 file that it was made from beside it
-        {path.parent for path in paths if is_hdf5(path)},
+        {path.parent for path in paths if _begins_with(path, HDF5_SIGNATURE)},
         {path.parent for path in paths if is_index(path) and not path.parent.with_name("saved_model.pb").exists()},
     )
     folders = next(filter(None, kinds), set())
@@ -390,10 +390,9 @@ def _is_archived(path: Path) -> bool:
     return path.name in ARCHIVED_WEIGHTS and path.with_name("config.json").is_file()
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as HDF5 files do."""
+def _begins_with(path: Path, signature: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+        return file.read(len(signature)) == signature
 
 
 def _other_format(paths: Iterable[Path]) -> str | None:
@@ -414,7 +413,11 @@ def _other_format(paths: Iterable[Path]) -> str | None:
         return "is a transformers folder, which needs no conversion; with --to-allennlp it is converted back"
     if parts := [name for name in files if name == "checkpoint" or re.search(r"\.ckpt.*\.(meta|data)", name)]:
         return f"has a TensorFlow checkpoint that is not whole ({listing(parts)}): it needs its .index and .data files"
-    if vectors := [name for name, path in files.items() if name.endswith((".vec", ".vec.gz")) or _is_fasttext(path)]:
+    if vectors := [
+        name
+        for name, path in files.items()
+        if name.endswith((".vec", ".vec.gz")) or _begins_with(path, FASTTEXT_SIGNATURE)
+    ]:
         return f"holds vectors of fastText ({listing(vectors)}), which are the same in every context: no ELMo"
     if pickles := [name for name in files if name.endswith((".pkl", ".bin", ".pt", ".pth", ".th", ".ckpt"))]:
         return (
@@ -422,8 +425,3 @@ def _other_format(paths: Iterable[Path]) -> str | None:
             "config.json, ELMoForManyLangs' encoder.pkl and token_embedder.pkl"
         )
     return None
-
-
-def _is_fasttext(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == FASTTEXT_SIGNATURE

@@ -105,8 +105,10 @@ class FinetuningArguments(TrainingArguments):
 
     def head_options(self) -> dict[str, Any]:
         """The fields of `ElmoConfig` that were asked for."""
-        names = ["head", "head_dim", "head_dropout", "feature_dropout", "scalar_mix_l2", "scalar_mix_layer_norm"]
-        names += ["feature_layers"]
+        names = (
+            *("head", "head_dim", "head_dropout", "feature_dropout", "feature_layers"),
+            *("scalar_mix_l2", "scalar_mix_layer_norm"),
+        )
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.features != "elmo":
             options["feature_layers"] = [0]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from modeling_elmo import ElmoConfig
+from modeling_elmo import ElmoConfig, ElmoModel
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -65,6 +65,17 @@ def run(train_script, monkeypatch):
         return train_script.main()
 
     return run_with
+
+
+def save_random_model(folder: Path) -> Path:
+    """A model of random weights, large enough for the layers to differ, with its tokenizer."""
+    from finetuning_runs import save_pretrained
+
+    torch.manual_seed(0)
+    model = ElmoModel(ElmoConfig(**TINY))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return save_pretrained(model, folder)
 
 
 @pytest.fixture(scope="module")

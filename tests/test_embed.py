@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import TINY
+from conftest import save_random_model
 from torch import Tensor
 
-from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
 from modeling_elmo.embed import batches, embed, main, windows
 from modeling_elmo.embedding_files import EmbeddingError, read_parts
@@ -33,15 +33,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model of random weights, large enough for the layers to differ, with its tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    model = ElmoModel(ElmoConfig(**TINY))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(path)
-    ElmoTokenizer().save_pretrained(path)
-    return path
+    return save_random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

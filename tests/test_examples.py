@@ -19,14 +19,13 @@ import search
 import texts_and_vectors
 import torch
 import word_senses
-from conftest import TINY
+from conftest import TINY, save_random_model
 from torch.nn.functional import normalize
 
 from modeling_elmo import (
     ElmoConfig,
     ElmoForSequenceClassification,
     ElmoForTokenClassification,
-    ElmoModel,
     ElmoTokenizer,
 )
 from modeling_elmo.embed import load_encoder
@@ -35,15 +34,7 @@ from modeling_elmo.text_files import DataError
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model of random weights, large enough for the layers to differ, with its tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    model = ElmoModel(ElmoConfig(**TINY))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(path)
-    ElmoTokenizer().save_pretrained(path)
-    return path
+    return save_random_model(tmp_path_factory.mktemp("model"))
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
