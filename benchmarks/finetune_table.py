@@ -37,7 +37,7 @@ COMMON = (
     "--bf16 true"
 )
 GLUE = "--data_dir {data} --task_name {task} --head_dim 150 --num_train_epochs "
-NO_DROPOUT = "--feature_dropout 0 --head_dropout 0"  # where more of it left even the training loss high
+NO_DROPOUT = "--feature_dropout 0 --head_dropout 0"  # with 0.2 the training loss of sst5 hardly fell
 TASKS = {
     "sst2": Cells("finetune_glue.py", "validation_accuracy", 0.86, GLUE + "2 --learning_rate 1e-3 --seeds 1"),
     "sst5": Cells("finetune_glue.py", "validation_accuracy", 0.43, GLUE + "5 --learning_rate 1e-3 " + NO_DROPOUT),
