@@ -1,12 +1,15 @@
 """Classification and regression of texts and pairs of texts: a biattentive network on ELMo.
 
 The biattentive classification network (BCN) of McCann et al. 2017 (arXiv 1708.00107, section 3), which the ELMo paper
-uses for sentiment. Between attention and the second LSTM stand the projection and, for pairs, the matching features of
-ESIM (Chen et al. 2017, arXiv 1609.06038), which it uses for entailment.
+uses for sentiment. Between attention and the second LSTM stand the projection and the matching features of ESIM (Chen
+et al. 2017, arXiv 1609.06038), which it uses for entailment. Two things differ from both, since they make a head that
+sees some thousand pairs learn which words the texts share: what is compared is a word's own vector beside the LSTM's
+(shortcuts, Nie and Bansal 2017, arXiv 1708.02312), and attention goes by cosine (Wang et al. 2017, arXiv 1702.03814).
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import MultipleChoiceModelOutput, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -22,6 +25,7 @@ from .task_layers import (
 )
 
 DEFAULT_DIM = 300
+ATTENTION_SCALE = 10.0  # of cosines: a word that stands out gets most of the weight in a text of 20, too
 
 
 class BiattentiveEncoder(nn.Module):
@@ -32,23 +36,27 @@ class BiattentiveEncoder(nn.Module):
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
         self.reduce = nn.Linear(config.hidden_size, dim)
         self.encoder = BiRecurrent(dim, dim, dropout)
-        self.project = nn.Linear(6 * dim, dim)
+        self.project = nn.Linear(12 * dim, dim)
         self.integrator = BiRecurrent(dim, dim, dropout)
         self.pooling = AttentivePooling(2 * dim)
         self.output_dim = 8 * dim
 
     def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, 8 * dim)."""
-        encoded = [self.encoder(torch.relu(self.reduce(vectors)), mask) for vectors, mask in texts]
-        masks = [mask for _, mask in texts]
+        encoded = [(self._read(vectors, mask), mask) for vectors, mask in texts]
         # Each text with the one it attends to; a single one is both.
-        others = list(zip(encoded, masks, strict=True))[::-1]
-        return [self._integrate(text, mask, *other) for text, mask, other in zip(encoded, masks, others, strict=True)]
+        return [self._integrate(*text, *other) for text, other in zip(encoded, encoded[::-1], strict=True)]
+
+    def _read(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """(batch, words, hidden_size) -> (batch, words, 3 * dim), each word alone and in its text."""
+        words = torch.relu(self.reduce(vectors))  # (batch, words, dim)
+        return torch.cat([words, self.encoder(words, mask)], dim=2)
 
     def _integrate(self, text: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
-        """(batch, words, 2 * dim) of a text and of the other one -> (batch, 8 * dim)."""
-        context = attend(text @ other.transpose(1, 2), other_mask, other)  # (batch, words, 2 * dim)
-        compared = torch.cat([text, text - context, text * context], dim=2)  # (batch, words, 6 * dim)
+        """(batch, words, 3 * dim) of a text and of the other one -> (batch, 8 * dim)."""
+        cosines = F.normalize(text, dim=2) @ F.normalize(other, dim=2).transpose(1, 2)
+        context = attend(ATTENTION_SCALE * cosines, other_mask, other)  # (batch, words, 3 * dim)
+        compared = torch.cat([text, context, text - context, text * context], dim=2)  # (batch, words, 12 * dim)
         return self.pooling(self.integrator(torch.relu(self.project(compared)), mask), mask)
 
 

@@ -146,16 +146,17 @@ def test_order_of_a_pair_matters_and_a_single_text_is_a_pair_with_itself():
 
 
 def test_biattention_follows_its_equations():
-    """Section 3 of McCann et al. 2017, word by word for one pair."""
+    """Section 3 of McCann et al. 2017 with shortcuts and cosines, word by word for one pair."""
     encoder = make_classifier().classifier.encoder
     first, second = torch.randn(1, 3, 12), torch.randn(1, 2, 12)
     masks = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
-    read = [read_alone(encoder.encoder, torch.relu(encoder.reduce(text[0]))) for text in (first, second)]
+    words = [torch.relu(encoder.reduce(text[0])) for text in (first, second)]
+    read = [torch.cat([text, read_alone(encoder.encoder, text)], 1) for text in words]
     compared = []
     for word in read[0]:
-        weights = torch.softmax(torch.stack([word @ other for other in read[1]]), 0)
+        weights = torch.softmax(torch.stack([10 * torch.cosine_similarity(word, other, 0) for other in read[1]]), 0)
         context = sum(weight * other for weight, other in zip(weights, read[1], strict=True))
-        compared.append(torch.cat([word, word - context, word * context]))
+        compared.append(torch.cat([word, context, word - context, word * context]))
     inputs = torch.relu(encoder.project(torch.stack(compared)))
     expected = encoder.pooling(read_alone(encoder.integrator, inputs)[None], masks[0])
     assert_close(encoder([(first, masks[0]), (second, masks[1])])[0], expected, atol=1e-5)
