@@ -17,9 +17,11 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from demo_corpus import compiled_modules, documents, library_files, split, topics
+from texts_and_vectors import run
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     BertConfig,
@@ -32,6 +34,8 @@ from transformers import (
 )
 
 from modeling_elmo import ElmoModel, ElmoTokenizer  # makes the type "elmo" known to EncoderDecoderConfig
+from modeling_elmo.embed import load_encoder
+from modeling_elmo.text_files import DataError
 
 Pair = tuple[list[str], list[str]]  # words of source and target
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -61,13 +65,13 @@ def corrupted(pieces: Sequence[list[str]], rng: random.Random, share: float = 0.
 def pieces_of(sentences: Iterable[list[str]], known: set[str], shortest: int = 3, longest: int = 6) -> list[list[str]]:
     """Runs of known words."""
     pieces: list[list[str]] = []
-    run: list[str] = []
+    piece: list[str] = []
     for word in (word for sentence in sentences for word in [*sentence, ""]):
-        if word not in known or len(run) == longest:
-            pieces += [run] * (len(run) >= shortest)
-            run = []
+        if word not in known or len(piece) == longest:
+            pieces += [piece] * (len(piece) >= shortest)
+            piece = []
         if word in known:
-            run.append(word)
+            piece.append(word)
     return pieces
 
 
@@ -82,19 +86,21 @@ def demo_pairs(passes: int, tokenizer: ElmoTokenizer, rng: random.Random) -> tup
 
 
 def pairs_of(path: Path, passes: int, tokenizer: ElmoTokenizer, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
-    """Pairs of a file for training, in another order each pass, and a twentieth of them held out."""
+    """Pairs of a file for training, in another order each pass, and a twentieth of them held out.
+
+    Raises:
+        `DataError`: a file that cannot be read, that has a line without a pair, or too few of them.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"seq2seq.py: cannot read {path}: {error}")
+        raise DataError(f"cannot read {path}: {error}") from error
     rows = [line.split("\t") for line in lines if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or not all(map(str.strip, row)):
-            sys.exit(f"seq2seq.py: {path}: pair {number} must be a source and a target with one tab between them")
+            raise DataError(f"{path}: pair {number} must be a source and a target with one tab between them")
     if len(rows) < 20:
-        sys.exit(
-            f"seq2seq.py: {path} has {len(rows)} pairs, too few to learn from and to hold some out: give 20 or more"
-        )
+        raise DataError(f"{path} has {len(rows)} pairs, too few to learn from and to hold some out: give 20 or more")
     pairs = [(tokenizer.split_words(source), target.split()) for source, target in rows]
     rng.shuffle(pairs)
     held_out, train = pairs[: len(pairs) // 20], pairs[len(pairs) // 20 :]
@@ -172,7 +178,7 @@ def report(outputs: Sequence[list[str]], pairs: Sequence[Pair]):
         print(f"of the {len(to_change):,} words to change: {sum(to_change) / len(to_change):.1%}")
 
 
-def main():
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub name of an ELMo")
     parser.add_argument("pairs", type=Path, nargs="?", help="UTF-8, source TAB target a line; default: the demo's text")
@@ -182,12 +188,17 @@ def main():
     parser.add_argument("--max_tokens", type=int, default=64, help="of a target; the rest is cut off")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def translate(arguments: argparse.Namespace):
     set_seed(0)
     warnings.filterwarnings("ignore", category=FutureWarning)  # on changes of transformers in 2021
-    source = ElmoTokenizer.from_pretrained(arguments.model)
-    encoder = ElmoModel.from_pretrained(arguments.model, mix_last_hidden_state=True)
+    encoder, source = load_encoder(arguments.model)
+    encoder.requires_grad_().config.mix_last_hidden_state = True
     rng = random.Random(0)
+    train: Any  # a list does as a data set
+    held_out: Any
     if arguments.pairs is None:
         train, held_out = demo_pairs(arguments.passes, source, rng)
     else:
@@ -218,12 +229,16 @@ def main():
         eval_dataset=held_out,
     )
     trainer.train()
-    tokens = trainer.predict(held_out).predictions
+    tokens: Any = trainer.predict(held_out).predictions
     texts = target.batch_decode(tokens.clip(min=0), skip_special_tokens=True)  # -100 stands for padding here
     report([text.split() for text in texts], held_out)
     trainer.save_model()
     target.save_pretrained(arguments.output_dir)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(translate, parse_arguments(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -142,15 +142,14 @@ def test_pieces_are_runs_of_known_words(example):
     assert example.pieces_of(sentences, {"a", "b", "c"}, shortest=3, longest=5) == expected
 
 
-def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, monkeypatch, capsys):
+def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, capsys):
     colours = {"rot": "red", "blau": "blue", "schwarz": "black"}
     lines = [f"{one} und {two}.\t{colours[one]} and {colours[two]} ." for one in colours for two in colours] * 12
     (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
     flags = {"passes": 60, "batch_size": 16, "learning_rate": 5e-3, "max_tokens": 12, "output_dir": tmp_path / "out"}
     argv = [str(elmo), str(tmp_path / "pairs.tsv")]
     argv += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["seq2seq.py", *argv])
-    example.main()
+    assert example.main(argv) == 0
     told = capsys.readouterr().out
     assert "5 held-out pairs, words right: 100.0%" in told and "the source as it is: 25.0%" in told, told
     model = EncoderDecoderModel.from_pretrained(tmp_path / "out")
@@ -163,9 +162,13 @@ def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, monkeypatch
     ("text", "told"),
     [(None, "cannot read"), ("a b\n" * 30, "pair 1 must be a source and a target"), ("a\tb\n" * 3, "has 3 pairs")],
 )
-def test_pairs_that_cannot_be_learned(example, elmo, tmp_path, monkeypatch, text, told):
+def test_pairs_that_cannot_be_learned(example, elmo, tmp_path, capsys, text, told):
     if text is not None:
         (tmp_path / "pairs.tsv").write_text(text)
-    monkeypatch.setattr(sys, "argv", ["seq2seq.py", str(elmo), str(tmp_path / "pairs.tsv")])
-    with pytest.raises(SystemExit, match=told):
-        example.main()
+    assert example.main([str(elmo), str(tmp_path / "pairs.tsv")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(example, tmp_path, capsys):
+    assert example.main([str(tmp_path / "nothing")]) == 2
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
