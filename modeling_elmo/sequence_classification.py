@@ -2,9 +2,9 @@
 
 The biattentive classification network (BCN) of McCann et al. 2017 (arXiv 1708.00107, section 3), which the ELMo paper
 uses for sentiment. Between attention and the second LSTM stand the projection and the matching features of ESIM (Chen
-et al. 2017, arXiv 1609.06038), which it uses for entailment. Two things differ from both, since they make a head that
-sees some thousand pairs learn which words the texts share: what is compared is a word's own vector beside the LSTM's
-(shortcuts, Nie and Bansal 2017, arXiv 1708.02312), and attention goes by cosine (Wang et al. 2017, arXiv 1702.03814).
+et al. 2017, arXiv 1609.06038), which it uses for entailment. Two things differ from both, since with them a head that
+sees some thousand pairs learns which words the texts share: shortcuts lead past both LSTMs (Nie and Bansal 2017, arXiv
+1708.02312), and attention goes by cosine (Wang et al. 2017, arXiv 1702.03814).
 """
 
 import torch
@@ -38,26 +38,27 @@ class BiattentiveEncoder(nn.Module):
         self.encoder = BiRecurrent(dim, dim, dropout)
         self.project = nn.Linear(12 * dim, dim)
         self.integrator = BiRecurrent(dim, dim, dropout)
-        self.pooling = AttentivePooling(2 * dim)
-        self.output_dim = 8 * dim
+        self.pooling = AttentivePooling(3 * dim)
+        self.output_dim = 12 * dim
 
     def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, 8 * dim)."""
-        encoded = [(self._read(vectors, mask), mask) for vectors, mask in texts]
+        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, 12 * dim)."""
+        read = [(_beside(torch.relu(self.reduce(vectors)), mask, self.encoder), mask) for vectors, mask in texts]
         # Each text with the one it attends to; a single one is both.
-        return [self._integrate(*text, *other) for text, other in zip(encoded, encoded[::-1], strict=True)]
-
-    def _read(self, vectors: Tensor, mask: Tensor) -> Tensor:
-        """(batch, words, hidden_size) -> (batch, words, 3 * dim), each word alone and in its text."""
-        words = torch.relu(self.reduce(vectors))  # (batch, words, dim)
-        return torch.cat([words, self.encoder(words, mask)], dim=2)
+        return [self._integrate(*text, *other) for text, other in zip(read, read[::-1], strict=True)]
 
     def _integrate(self, text: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
-        """(batch, words, 3 * dim) of a text and of the other one -> (batch, 8 * dim)."""
-        cosines = F.normalize(text, dim=2) @ F.normalize(other, dim=2).transpose(1, 2)
+        """(batch, words, 3 * dim) of a text and of the other one -> (batch, 12 * dim)."""
+        cosines = F.normalize(text, dim=2) @ F.normalize(other, dim=2).transpose(1, 2)  # (batch, words, other words)
         context = attend(ATTENTION_SCALE * cosines, other_mask, other)  # (batch, words, 3 * dim)
         compared = torch.cat([text, context, text - context, text * context], dim=2)  # (batch, words, 12 * dim)
-        return self.pooling(self.integrator(torch.relu(self.project(compared)), mask), mask)
+        return self.pooling(_beside(torch.relu(self.project(compared)), mask, self.integrator), mask)
+
+
+def _beside(words: Tensor, mask: Tensor, layer: BiRecurrent) -> Tensor:
+    """Each word by itself, beside what the LSTMs make of it in its text: (batch, words, dim) -> (batch, words, 3 *
+    dim)."""
+    return torch.cat([words, layer(words, mask)], dim=2)
 
 
 class MeanEncoder(nn.Module):

@@ -21,7 +21,7 @@ HEADS = ["recurrent", "linear"]
 
 def make_classifier(cls=ElmoForSequenceClassification, **changes):
     """In evaluation mode, with weights large enough that everything matters."""
-    model = cls(ElmoConfig(**{**TINY, "head_dim": 5, "num_labels": 3, **changes})).eval()
+    model = cls(ElmoConfig(**{**TINY, "head_dim": 8, "num_labels": 3, **changes})).eval()
     for name, parameter in model.named_parameters():
         if "embedding" not in name:
             nn.init.normal_(parameter, std=0.4)
@@ -158,7 +158,8 @@ def test_biattention_follows_its_equations():
         context = sum(weight * other for weight, other in zip(weights, read[1], strict=True))
         compared.append(torch.cat([word, context, word - context, word * context]))
     inputs = torch.relu(encoder.project(torch.stack(compared)))
-    expected = encoder.pooling(read_alone(encoder.integrator, inputs)[None], masks[0])
+    integrated = torch.cat([inputs, read_alone(encoder.integrator, inputs)], 1)
+    expected = encoder.pooling(integrated[None], masks[0])
     assert_close(encoder([(first, masks[0]), (second, masks[1])])[0], expected, atol=1e-5)
 
 
