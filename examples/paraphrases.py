@@ -71,12 +71,17 @@ def word_overlap(one: Sequence[str], other: Sequence[str]) -> float:
     return len(first & second) / max(len(first | second), 1)
 
 
+def is_binary(labels: np.ndarray) -> bool:
+    """Whether labels say only "the same" or not."""
+    return set(labels.tolist()) <= {0, 1}
+
+
 def agreement(labels: np.ndarray, scores: np.ndarray) -> float:
     """Average precision for labels of 0 and 1, Spearman's rank correlation for others."""
     from scipy.stats import spearmanr
     from sklearn.metrics import average_precision_score
 
-    if set(labels.tolist()) <= {0, 1}:
+    if is_binary(labels):
         return float(average_precision_score(labels, scores))
     return float(spearmanr(labels, scores).statistic)
 
@@ -106,7 +111,7 @@ def evaluate(arguments: argparse.Namespace):
         gold = np.array(labels, dtype=float)
         scores = similarities(firsts, seconds, arguments.components, model, tokenizer)
         measure = "Spearman's correlation"
-        if set(labels) <= {0, 1}:
+        if is_binary(gold):
             measure = f"average precision; by chance {gold.mean():.3f}"
         print(f"\n{file}, {len(labels):,} pairs, {measure}")
         header = ["cosine", "as it is", "less the mean", f"and {arguments.components} components"]

@@ -251,9 +251,7 @@ class ElmoModel(ElmoPreTrainedModel):
             mask: (batch, words) bool.
         """
         words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
-        steps = torch.arange(mask.shape[1], device=mask.device)
-        places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
-        places = places[..., None].expand_as(words)
+        places = places_turned_around(mask)[..., None].expand_as(words)
         both = torch.stack([words, words.gather(1, places)])  # (2, batch, words, projection_dim)
         layers = [both, *self.lstm.forward_padded(both)]
         return [torch.cat([ahead, back.gather(1, places)], dim=2) * mask[..., None] for ahead, back in layers]
@@ -392,6 +390,13 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
     if (types != expected).any():
         raise ValueError("token_type_ids must be 0 for the first text of a pair and 1 for the second behind it")
     return pack(torch.cat([starts, starts + first]), torch.cat([first, second]))
+
+
+def places_turned_around(mask: Tensor) -> Tensor:
+    """Where each word of padded texts stands when its text is read from the end: (batch, words) bool -> (batch, words)
+    int. Padding stays where it is."""
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
 
 
 def unpack(layer: Tensor, packing: Packing, positions: int) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .lstm import pack
 from .lstm_ops import fused_lstm, is_traced
-from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, unpack
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, places_turned_around, unpack
 
 
 class ElmoFeatures(nn.Module):
@@ -188,11 +188,10 @@ class BiRecurrent(nn.Module):
         inputs = self.dropout(inputs)
         if inputs.device.type == "cpu" and not is_traced():
             return self._read_packed(inputs, mask)
-        steps = torch.arange(mask.shape[1], device=mask.device)
-        places = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)  # (batch, words): texts turned around
-        turned = inputs.gather(1, places[..., None].expand_as(inputs))
+        places = places_turned_around(mask)[..., None]  # (batch, words, 1)
+        turned = inputs.gather(1, places.expand_as(inputs))
         ahead, back = self.forward_rnn(inputs)[0], self.backward_rnn(turned)[0]  # (batch, words, dim) each
-        back = back.gather(1, places[..., None].expand_as(back))
+        back = back.gather(1, places.expand_as(back))
         return torch.cat([ahead, back], dim=2) * mask[..., None]
 
     def _read_packed(self, inputs: Tensor, mask: Tensor) -> Tensor:
