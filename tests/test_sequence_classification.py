@@ -7,7 +7,7 @@ from test_modeling import assert_close, make_texts, pad
 from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
 
-from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForSequenceClassification, ElmoModel
+from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForSequenceClassification, ElmoModel, task_layers
 from modeling_elmo.task_layers import (
     AttentivePooling,
     BiRecurrent,
@@ -43,9 +43,11 @@ def read_alone(layer: BiRecurrent, text: Tensor) -> Tensor:
     return torch.cat([ahead[0], back[0].flip(0)], 1)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_recurrent_layer_reads_each_text_to_its_own_end(dtype):
-    """Outputs and gradients are those of torch's own layer on each text alone."""
+def test_recurrent_layer_reads_each_text_to_its_own_end(dtype, padded, monkeypatch):
+    """Outputs and gradients are those of torch's own layer on each text alone, also the way it goes on a GPU."""
+    monkeypatch.setattr(task_layers, "is_traced", lambda: padded)
     layer = BiRecurrent(4, 3, dropout=0.0).to(dtype)
     inputs = torch.randn(4, 6, 4, dtype=dtype, requires_grad=True)
     lengths = [4, 6, 0, 2]
