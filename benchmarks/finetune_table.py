@@ -34,7 +34,7 @@ class Cells:
 
 
 # The same for every task and kind of features, unless a task says otherwise behind it.
-COMMON = "--scalar_mix_layer_norm true --seeds 1 2 3 --overwrite_output_dir --bf16 true "
+COMMON = "--scalar_mix_layer_norm true --seeds 1 2 3 --overwrite_output_dir "
 # Dropout of the features, 0.5 by default as in the paper, makes training too slow for a table.
 GLUE = (
     "--data_dir {data} --task_name {task} --head_dim 150 --feature_dropout 0 --head_dropout 0.1 --learning_rate 1e-3 "
@@ -75,7 +75,8 @@ def command(task: str, features: str, args: argparse.Namespace) -> list[str]:
     cells = TASKS[task]
     flags = f"{COMMON} {cells.flags.format(data=args.data, task=task)} {FEATURES[features]}"
     fixed = f"--model_name_or_path {args.model} --output_dir {folder_of(task, features, args)} --disable_tqdm true"
-    return ["python", cells.script, *shlex.split(fixed), *shlex.split(flags), *(["--use_cpu"] if args.use_cpu else [])]
+    flags += f" --bf16 {'false' if args.float32 else 'true'}" + " --use_cpu" * args.use_cpu
+    return ["python", cells.script, *shlex.split(fixed), *shlex.split(flags)]
 
 
 def folder_of(task: str, features: str, args: argparse.Namespace) -> Path:
@@ -113,6 +114,7 @@ def main() -> int:
     parser.add_argument("--commands", action="store_true", help="print the command of each cell")
     parser.add_argument("--run", action="store_true", help="run what is missing first")
     parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument("--float32", action="store_true", help="for a processor without products in bfloat16")
     args = parser.parse_args()
     for task in args.tasks:
         for features in args.features:

@@ -35,7 +35,7 @@ from .allennlp_format import (
 from .archives import is_archive, unpacked
 from .configuration_elmo import ElmoConfig
 from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoint
-from .tokenization_elmo import END_OF_LEGACY_VOCABULARY
+from .vocabulary import words_of
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
@@ -186,8 +186,7 @@ def read_vocabulary(path: Path) -> list[str]:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConversionError(f"{path} cannot be read as a vocabulary in UTF-8, one word a line ({error})") from error
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    return [line for line in lines if line != END_OF_LEGACY_VOCABULARY]
+    return words_of(text)
 
 
 @contextmanager

@@ -9,77 +9,42 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Tokenizer
-from tokenizers.models import Unigram
+from tokenizers import Encoding
 from tokenizers.pre_tokenizers import PreTokenizer
-from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, logging, to_numpy
+from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, to_numpy
 
 from .char_rows import as_tensor, axes_and_leaf, is_per_word, look_up, padded
 from .penn_treebank import PRE_TOKENIZERS
+from .rust_splitter import (
+    as_examples,
+    checked_text,
+    checked_words,
+    encode_examples,
+    given_words,
+    new_backend,
+    pieces,
+    splitter_for_call,
+)
 from .spelling import ByteSpelling, DictionarySpelling, Spelling, special_rows
+from .vocabulary import (
+    BOS,
+    BOS_ID,
+    EOS,
+    EOS_ID,
+    PAD,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    UNK,
+    most_frequent_words,
+    number_words,
+    read_dictionary,
+    read_vocabulary,
+)
 
-logger = logging.get_logger(__name__)
-
-PAD, UNK, BOS, EOS = SPECIAL_TOKENS = ("<PAD>", "<UNK>", "<S>", "</S>")
-PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(len(SPECIAL_TOKENS))
-# The legacy vocabulary of the One Billion Word corpus ends with this line, which stands for no word.
-END_OF_LEGACY_VOCABULARY = "!!!MAXTERMID"
-# Longer texts are split into words in pieces: the regular expression gives up on a word of ten million characters, and
-# the Rust tokenizer needs some 200 bytes a character.
-MAX_CHARACTERS = 2**16
 # What each column is filled up with; a column that is not here is not padded.
 PADDING_VALUES = {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "labels": -100}
-
-
-def _new_backend() -> Tokenizer:
-    # A Unigram model keeps an unknown word whole, as it is, and every word is unknown to this one. The positive score
-    # makes several unknown characters worth more than one special token, so none is ever found in a text.
-    backend = Tokenizer(Unigram([(token, 100.0) for token in SPECIAL_TOKENS], unk_id=UNK_ID))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    backend.post_processor = TemplateProcessing(
-        single=f"{BOS} $A {EOS}",
-        pair=f"{BOS}:0 $A:0 {EOS}:0 {BOS}:1 $B:1 {EOS}:1",
-        special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)],
-    )
-    return backend
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
-
-
-def _without_surrogates(text: str) -> str:
-    """Rust strings are UTF-8. The question mark is one character too, so offsets stay right."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _encode(
-    splitter: Tokenizer, examples: list[tuple], add_special_tokens: bool, is_split_into_words: bool, overflow: bool
-) -> tuple[list[Encoding], list[int]]:
-    """The encodings of all examples, overflowing parts behind their first part, and the example each belongs to."""
-    if is_split_into_words:
-        # Rust drops empty words, so they go as a space; `_given_words` has them as they were.
-        examples = [tuple([word or " " for word in words] for words in example) for example in examples]
-    batch = splitter.encode_batch(
-        [example if len(example) == 2 else example[0] for example in examples],
-        is_pretokenized=is_split_into_words,
-        add_special_tokens=add_special_tokens,
-    )
-    parts = [
-        (sample, part)
-        for sample, first in enumerate(batch)
-        for part in [first, *(first.overflowing if overflow else [])]
-    ]
-    return [part for _, part in parts], [sample for sample, _ in parts]
-
-
-def _given_words(encoding: Encoding, example: tuple[list[str], ...]) -> Iterator[str]:
-    """The words of an example at the positions of its encoding; at special positions the special token."""
-    for sequence, word, token in zip(encoding.sequence_ids, encoding.word_ids, encoding.tokens, strict=True):
-        yield token if word is None or sequence is None else example[sequence][word]
 
 
 class ElmoTokenizer(TokenizersBackend):
@@ -156,7 +121,7 @@ class ElmoTokenizer(TokenizersBackend):
         if tokenizer_file is not None:
             kwargs["tokenizer_file"] = str(tokenizer_file)
         elif kwargs.get("tokenizer_object") is None:
-            kwargs["tokenizer_object"] = _new_backend()
+            kwargs["tokenizer_object"] = new_backend()
             pre_tokenizer = "ptb" if pre_tokenizer is None else pre_tokenizer
         for name, token in zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True):
             kwargs.setdefault(name, token)
@@ -175,8 +140,8 @@ class ElmoTokenizer(TokenizersBackend):
 
         self.max_word_length = max_word_length
         self.word_inputs = word_inputs
-        self.char_vocab = _read_dictionary(char_vocab_file) if char_vocab is None else char_vocab
-        self.word_vocab = _read_dictionary(word_vocab_file) if word_vocab is None else word_vocab
+        self.char_vocab = read_dictionary(char_vocab_file) if char_vocab is None else char_vocab
+        self.word_vocab = read_dictionary(word_vocab_file) if word_vocab is None else word_vocab
         if self.word_vocab is not None and self.char_vocab is None:
             raise ValueError("word_vocab stands beside a char_vocab; words alone are vocab with word_inputs=True")
         self.spelling: Spelling = ByteSpelling(max_word_length)
@@ -186,7 +151,7 @@ class ElmoTokenizer(TokenizersBackend):
         if vocab is not None:
             self._set_lm_vocab(vocab, "vocab")
         elif vocab_file is not None:
-            self._set_lm_vocab(_read_vocabulary(vocab_file), str(vocab_file))
+            self._set_lm_vocab(read_vocabulary(vocab_file), str(vocab_file))
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs) -> dict[str, Any]:
@@ -218,11 +183,14 @@ class ElmoTokenizer(TokenizersBackend):
     def split_words(self, text: str) -> list[str]:
         """
         The words of a raw text, as `tokenizer(text)` sees them, without sentence boundaries; a text of any length, for
-        it is cut at white space every `MAX_CHARACTERS`.
+        it is cut at white space every `MAX_CHARACTERS` (2**16).
         """
-        splitter = self._word_splitter(is_split_into_words=False)
-        pieces = _pieces(self._checked_text(text))
-        return [word for piece in pieces for word in splitter.encode(piece, add_special_tokens=False).tokens]
+        splitter = splitter_for_call(self.backend_tokenizer, is_split_into_words=False)
+        return [
+            word
+            for piece in pieces(checked_text(text))
+            for word in splitter.encode(piece, add_special_tokens=False).tokens
+        ]
 
     # --- the vocabulary of the language model -----------------------------------------------------------------------
 
@@ -251,19 +219,7 @@ class ElmoTokenizer(TokenizersBackend):
         return np.fromiter((ids.get(word, unknown) for word in words), dtype=np.int64, count=len(words))
 
     def _set_lm_vocab(self, words: Sequence[str], source: str) -> None:
-        if isinstance(words, str):
-            raise TypeError("vocab must be a list of words; the path of a file is vocab_file")
-        ids = {word: index for index, word in enumerate(words)}
-        if len(ids) < len(words):
-            word, count = Counter(words).most_common(1)[0]
-            raise ValueError(f"{source}: the word {word!r} occurs {count} times; every word has one line")
-        if missing := [token for token in (BOS, EOS, UNK) if token not in ids]:
-            raise ValueError(
-                f"{source}: a vocabulary needs the words {BOS} {EOS} {UNK}; missing: {' '.join(missing)}. Give each "
-                "a line of its own, best at the top"
-            )
-        if (unwritable := next((word for word in words if word and not _is_line(word)), None)) is not None:
-            raise ValueError(f"{source}: the word {unwritable!r} contains a line break and cannot be a line of a file")
+        ids = number_words(words, source)
         self.lm_vocab = list(words)
         self.lm_bos_id, self.lm_eos_id, self.lm_unk_id = (ids[token] for token in (BOS, EOS, UNK))
         self._lm_ids = ids | {BOS: self.lm_unk_id, EOS: self.lm_unk_id}
@@ -305,18 +261,9 @@ class ElmoTokenizer(TokenizersBackend):
         Raises:
             ValueError: no words at all, or a `vocab_size` below 3.
         """
-        specials = [BOS, EOS, UNK]
-        if vocab_size is not None and vocab_size < len(specials):
-            raise ValueError(f"vocab_size counts {', '.join(specials)} and must be at least 3, not {vocab_size}")
-        if not counts:
-            raise ValueError("a vocabulary needs words, and the corpus has none")
-        if unwritable := [word for word in counts if not _is_line(word)]:
-            logger.warning(f"left out of the vocabulary, for they cannot be lines of a file: {unwritable[:10]}")
-        left_out = {*specials, *unwritable}
-        words = [word for word, count in counts.items() if count >= min_frequency and word not in left_out]
-        words.sort(key=lambda word: (-counts[word], word))
+        words = most_frequent_words(counts, vocab_size, min_frequency)
         new = copy.deepcopy(self)
-        new._set_lm_vocab((specials + words)[:vocab_size], "counts")
+        new._set_lm_vocab(words, "counts")
         return new
 
     def train_new_from_iterator(  # type: ignore[override]
@@ -353,60 +300,8 @@ class ElmoTokenizer(TokenizersBackend):
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def _word_splitter(self, is_split_into_words: bool) -> Tokenizer:
-        """
-        A Rust tokenizer for one call. It shares its parts with the backend, which takes a microsecond, so truncation
-        and padding can be set on it without touching what other threads use or what is saved.
-        """
-        backend = self.backend_tokenizer
-        splitter = Tokenizer(backend.model)
-        splitter.post_processor = backend.post_processor
-        if not is_split_into_words:
-            if backend.normalizer is not None:
-                splitter.normalizer = backend.normalizer
-            if backend.pre_tokenizer is not None:
-                splitter.pre_tokenizer = backend.pre_tokenizer
-            # Tokens that the user added stay whole. The four of ours are left out, so that typing one is no trick.
-            added = [token for index, token in backend.get_added_tokens_decoder().items() if index > EOS_ID]
-            if added:
-                splitter.add_tokens(added)
-        return splitter
-
-    def _checked_text(self, text: Any) -> str:
-        if not isinstance(text, str):
-            hint = " (for lists of words set is_split_into_words=True)" if _is_list(text) else ""
-            raise TypeError(f"every text must be a string, got {type(text).__name__}: {str(text)[:60]}{hint}")
-        return _without_surrogates(text)
-
     def _checked_words(self, words: Any) -> list[str]:
-        if not _is_list(words):
-            raise TypeError(
-                "with is_split_into_words=True every sentence must be a list of words, got "
-                f"{type(words).__name__}: {str(words)[:60]}"
-            )
-        for position, word in enumerate(words):
-            if not isinstance(word, str):
-                raise TypeError(f"every word must be a string, but word {position} is {type(word).__name__}: {word!r}")
-        normalizer = self.backend_tokenizer.normalizer
-        if normalizer is not None:
-            return [normalizer.normalize_str(_without_surrogates(word)) for word in words]
-        return [_without_surrogates(word) for word in words]
-
-    def _examples(self, text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list[tuple], bool]:
-        """The examples, each a tuple of one or two texts or lists of words, and whether the input was a batch."""
-        check = self._checked_words if is_split_into_words else self._checked_text
-        is_batch = _is_list(text) and (not is_split_into_words or (len(text) > 0 and _is_list(text[0])))
-        if not is_batch:
-            return [(check(text),) if text_pair is None else (check(text), check(text_pair))], False
-        if text_pair is not None:
-            if not _is_list(text_pair) or len(text_pair) != len(text):
-                raise ValueError("text is a batch, so text_pair must be a list of the same length")
-            return [(check(first), check(second)) for first, second in zip(text, text_pair, strict=True)], True
-
-        def is_pair(item: Any) -> bool:
-            return _is_list(item) and len(item) == 2 and all(_is_list(part) == is_split_into_words for part in item)
-
-        return [tuple(map(check, item)) if is_pair(item) else (check(item),) for item in text], True
+        return checked_words(words, self.backend_tokenizer.normalizer)
 
     def _encode_plus(  # type: ignore[override]
         self,
@@ -431,8 +326,9 @@ class ElmoTokenizer(TokenizersBackend):
         return_lm_labels: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        examples, is_batch = self._examples(text, text_pair, is_split_into_words)
-        splitter = self._word_splitter(is_split_into_words)
+        check = self._checked_words if is_split_into_words else checked_text
+        examples, is_batch = as_examples(text, text_pair, is_split_into_words, check)
+        splitter = splitter_for_call(self.backend_tokenizer, is_split_into_words)
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
             splitter.enable_truncation(
                 max_length, stride=stride, strategy=truncation_strategy.value, direction=self.truncation_side
@@ -445,7 +341,7 @@ class ElmoTokenizer(TokenizersBackend):
                 length=max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None,
                 pad_to_multiple_of=pad_to_multiple_of,
             )
-        encodings, samples = _encode(
+        encodings, samples = encode_examples(
             splitter, examples, add_special_tokens, is_split_into_words, return_overflowing_tokens
         )
         given = [examples[sample] for sample in samples] if is_split_into_words else None
@@ -480,7 +376,7 @@ class ElmoTokenizer(TokenizersBackend):
         index: dict[str, int] = {}
         positions = []
         for number, encoding in enumerate(encodings):
-            words = encoding.tokens if given is None else _given_words(encoding, given[number])
+            words = encoding.tokens if given is None else given_words(encoding, given[number])
             positions.append(
                 [
                     token_id
@@ -638,41 +534,3 @@ class ElmoTokenizer(TokenizersBackend):
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most `MAX_CHARACTERS`, cut before a space; within a word if it has no space."""
-    start = 0
-    while len(text) - start > MAX_CHARACTERS:
-        space = text.rfind(" ", start + 1, start + MAX_CHARACTERS)
-        end = space if space > 0 else start + MAX_CHARACTERS
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def _is_line(word: str) -> bool:
-    return word != "" and "\n" not in word and "\r" not in word
-
-
-def _read_dictionary(path: str | os.PathLike | None) -> dict[str, int] | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:  # both of UTF-8 and of JSON
-        raise ValueError(f"{path} is no JSON object of words and their numbers: {error}") from error
-    if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
-        raise ValueError(f"{path} is no JSON object of words and their numbers")
-    return content
-
-
-def _read_vocabulary(path: str | os.PathLike) -> list[str]:
-    """The lines of a file. Only line feeds end a line: words may contain U+2028 and other separators."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = file.read().replace("\r\n", "\n").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
-    return [line for line in lines if line != END_OF_LEGACY_VOCABULARY]
