@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from .arguments import ArgumentsError, flag
 from .configuration_elmo import ElmoConfig
 from .layer_cache import LayerCache
+from .processes import on_main
 from .task_layers import ElmoTaskModel, used_layers
 from .tokenization_elmo import ElmoTokenizer
 
@@ -85,11 +87,14 @@ class FinetuningArguments(TrainingArguments):
     train_sampling_strategy: str = flag(
         "random", "random, sequential or group_by_length; the last is faster, but its batches are alike"
     )
+    log_level_replica: str = flag("error", "how much processes other than the main one tell")
     data_dir: str | None = flag(None, "folder with a folder of data files for each task, instead of the Hub")
 
     def __post_init__(self):
         if not self.do_train or self.eval_strategy == "no" or not self.do_eval:
             self.load_best_model_at_end = False
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else several processes would each train a model of its own
         super().__post_init__()
         self.label_names = self.label_names or None
         if self.model_name_or_path is None:
@@ -168,6 +173,10 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
 
 def check_output_dir(args: FinetuningArguments):
     """Make the output folder, or raise an `ArgumentsError` if it has something in it that would be lost."""
+    on_main(args.distributed_state, lambda: _make_output_dir(args))  # rather before another process writes into it
+
+
+def _make_output_dir(args: FinetuningArguments):
     folder = Path(args.output_dir or "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -359,13 +368,18 @@ def run_all(
             own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
             Path(own.output_dir).mkdir(parents=True, exist_ok=True)
             if args.do_train and not args.resume_from_checkpoint:
-                for checkpoint in Path(own.output_dir).glob("checkpoint-*"):  # of what is overwritten
-                    shutil.rmtree(checkpoint)
+                on_main(args.distributed_state, partial(_remove_checkpoints, Path(own.output_dir)))
             task = make_task(name, own)
             metrics = run_task(task, own, trainer_class)
             model = task.model
             results.append(Result(name, seed, metrics, used_layers(model.config), model.layer_weights()))
     return results
+
+
+def _remove_checkpoints(folder: Path):
+    """Of a run that is overwritten."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def write_json(path: Path, content: Any):

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
     """Call `action` in the main process; its result, or the exception that it raised, reaches all processes."""
     answer: list[Any] = [None, None]
-    if accelerator.is_main_process:
+    if state.is_main_process:
         try:
             answer[0] = action()
         except Exception as error:

@@ -50,9 +50,9 @@ def shared() -> Path:
 @pytest.fixture(scope="module")
 def train_script():
     """train.py as a module."""
-    from training_runs import load_train
+    from training_runs import load_script
 
-    return load_train()
+    return load_script("train")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Runs of the fine-tuning scripts for tests, in this process."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,26 +9,20 @@ from transformers import PreTrainedModel
 
 from modeling_elmo import ElmoTokenizer
 
-ROOT = Path(__file__).parents[1]
-
-
-def load_script(name: str) -> ModuleType:
-    """finetune_*.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where `dataclasses` looks types up
-    spec.loader.exec_module(module)
-    return module
-
 
 def run_script(script: ModuleType, monkeypatch: pytest.MonkeyPatch, flags: dict[str, object]) -> int:
     """Calls a script with flags, those that are `None` left out; gives its exit code."""
-    argv = [f"{script.__name__}.py"]
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *command_line(flags)])
+    return script.main()
+
+
+def command_line(flags: dict[str, object]) -> list[str]:
+    """Flags as a shell would hand them over."""
+    argv = []
     for name, value in {"use_cpu": True, "disable_tqdm": True, **flags}.items():
         if value is not None:
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    monkeypatch.setattr(sys, "argv", argv)
-    return script.main()
+    return argv
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> Path:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from finetuning_runs import load_script, run_script, save_pretrained
+from finetuning_runs import command_line, run_script, save_pretrained
+from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
@@ -58,18 +59,19 @@ def script():
 
 
 @pytest.fixture
-def run(script, monkeypatch, data, bilm, tmp_path):
+def values(data, bilm, tmp_path) -> dict[str, object]:
+    """The flags of a short run."""
+    return {
+        "model_name_or_path": bilm, "data_dir": data, "task_name": "sentiment", "output_dir": tmp_path / "out",
+        "learning_rate": 0.02, "head_dim": 4, "feature_dropout": 0.0, "head_dropout": 0.0, "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(script, monkeypatch, values):
     """Calls the script with flags given as keywords; gives its exit code."""
-
-    def run_with(**flags: object) -> int:
-        values = {
-            "model_name_or_path": bilm, "data_dir": data, "task_name": "sentiment", "output_dir": tmp_path / "out",
-            "learning_rate": 0.02, "head_dim": 4, "feature_dropout": 0.0, "head_dropout": 0.0, "num_train_epochs": 2,
-            "per_device_train_batch_size": 8, **flags,
-        }  # fmt: skip
-        return run_script(script, monkeypatch, values)
-
-    return run_with
+    return lambda **flags: run_script(script, monkeypatch, {**values, **flags})
 
 
 def results(folder: Path) -> dict:
@@ -114,19 +116,42 @@ def test_labels_that_a_test_set_hides_are_not_needed(run, data, tmp_path):
     assert not {"test_loss", "test_accuracy"} & set(metrics) and "validation_accuracy" in metrics
 
 
+def same_model(one: Path, other: Path, but: tuple[str, ...] = ()):
+    """Fails unless two folders hold the same weights and metrics, but for speed and what ends as `but` says."""
+    first, second = results(one), results(other)
+    assert first.keys() == second.keys()
+    left_out = ("runtime", "per_second", *but)
+    for name, value in first.items():
+        assert name.endswith(left_out) or value == pytest.approx(second[name], abs=1e-5), name
+    model, expected = (ElmoForSequenceClassification.from_pretrained(folder) for folder in (one, other))
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected.state_dict()[name], rtol=0, atol=1e-4)
+
+
 def test_cached_layers_change_nothing(run, tmp_path):
     """Same seed, with dropout, pairs included: the same model comes out."""
     flags = {"task_name": "pairs", "head_dropout": 0.2, "feature_dropout": 0.2}
     assert run(**flags) == 0
     assert run(**flags, output_dir=tmp_path / "plain", cache_features="false") == 0
     assert (tmp_path / "out" / "_layer_cache").is_dir() and not (tmp_path / "plain" / "_layer_cache").exists()
-    first, second = results(tmp_path / "out"), results(tmp_path / "plain")
-    speeds = ("runtime", "per_second")
-    for name, value in first.items():
-        assert name.endswith(speeds) or value == pytest.approx(second[name], abs=1e-5), name
-    cached, plain = (ElmoForSequenceClassification.from_pretrained(tmp_path / name) for name in ("out", "plain"))
-    for name, weight in cached.state_dict().items():
-        torch.testing.assert_close(weight, plain.state_dict()[name], rtol=0, atol=1e-4)
+    same_model(tmp_path / "out", tmp_path / "plain")
+
+
+def test_two_processes_train_the_model_of_one(run, values, tmp_path):
+    """With half the examples of a step each. Those that are scored are odd in number, so one is read twice, which
+    Trainer's losses show."""
+    flags = {"task_name": "pairs", "max_eval_samples": 23, "seeds": [1, 2], "use_cpu": None}
+    assert run(**flags) == 0
+    two = {**values, **flags, "output_dir": tmp_path / "two", "per_device_train_batch_size": 4}
+    code, told = forked(command_line(two), tmp_path / "told", 2, script="finetune_glue")
+    assert code == 0, told
+    assert told.count("layers of features.scalar_mix") == 1 and "MISSING" not in told
+    for seed in (1, 2):
+        same_model(tmp_path / f"two/seed_{seed}", tmp_path / f"out/seed_{seed}", but=("loss",))
+        predictions = [tmp_path / folder / f"seed_{seed}/validation_predictions.tsv" for folder in ("two", "out")]
+        assert predictions[0].read_text() == predictions[1].read_text()
+    code, told = forked(command_line(two), tmp_path / "told", 2, script="finetune_glue")
+    assert code == 2 and told.count("has files in it") == 1 and "Traceback" not in told
 
 
 def test_several_tasks_and_seeds(run, tmp_path, capsys):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetuning_runs import load_script, run_script, save_pretrained
+from finetuning_runs import run_script, save_pretrained
 from test_modeling import make_model
+from training_runs import load_script
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoForPreTraining, ElmoModel

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetuning_runs import load_script, run_script, save_pretrained
+from finetuning_runs import run_script, save_pretrained
 from test_modeling import make_model
 from test_squad import ROWS, lines, nested, write
+from training_runs import load_script
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from modeling_elmo import ElmoForPreTraining, ElmoModel

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning_runs import load_script, run_script, save_pretrained
+from finetuning_runs import run_script, save_pretrained
 from hub_stand_in import TOKEN, StandIn
 from huggingface_hub import ModelCard, constants
 from test_remote_code import REMOTE_FILES
-from training_runs import flags
+from training_runs import flags, load_script
 
 from modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoTokenizer, convert
 from modeling_elmo.publish import main as publish

@@ -31,10 +31,11 @@ PATIENCE = 150  # seconds for anything
 SLOW_TO_IMPORT = ["modeling_elmo.pretraining", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 
 
-def load_train() -> ModuleType:
-    """train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+def load_script(name: str) -> ModuleType:
+    """A script of the top level as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where `dataclasses` looks types up
     spec.loader.exec_module(module)
     return module
 
@@ -105,7 +106,7 @@ def wait_until(condition: Callable[[], object]):
         time.sleep(0.001)
 
 
-def _live(argv: list[str], told: Path, environment: dict[str, str], largest_file: int | None, prepare):
+def _live(script: str, argv: list[str], told: Path, environment: dict[str, str], largest_file: int | None, prepare):
     """The whole life of a forked process."""
     os.environ.update(ENVIRONMENT | environment)
     file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -115,19 +116,20 @@ def _live(argv: list[str], told: Path, environment: dict[str, str], largest_file
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if prepare is not None:
         prepare()
-    sys.argv = ["train.py", *argv]
-    sys.exit(load_train().main())
+    sys.argv = [f"{script}.py", *argv]
+    sys.exit(load_script(script).main())
 
 
 class Forked:
-    """A run of train.py in one or several forked processes, as torchrun would have started them.
+    """A run of a script in one or several forked processes, as torchrun would have started them.
 
     Args:
-        argv: arguments of train.py.
+        argv: its arguments.
         told: file to which standard output and error are appended.
         processes: how many.
         largest_file: bytes beyond which files cannot grow, as if the disk were full.
-        prepare: called in each process before train.py's main.
+        prepare: called in each process before the script's main.
+        script: which one.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Forked:
         processes: int = 1,
         largest_file: int | None = None,
         prepare: Callable[[], None] | None = None,
+        script: str = "train",
     ):
         os.environ.update(ENVIRONMENT)  # the first fork starts the server, which imports torch
         context = multiprocessing.get_context("forkserver")
@@ -152,7 +155,9 @@ class Forked:
                 environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             values = {name: str(value) for name, value in environment.items()}
-            process = context.Process(target=_live, args=(argv, told, values, largest_file, prepare), daemon=True)
+            process = context.Process(
+                target=_live, args=(script, argv, told, values, largest_file, prepare), daemon=True
+            )
             process.start()
             self.processes.append(process)
 
@@ -230,6 +235,6 @@ class Torchrun:
 
 
 def forked(argv: list[str], told: Path, processes: int = 1, **options) -> tuple[int, str]:
-    """Exit code and output of a run of train.py in forked processes; `options` are those of `Forked`."""
+    """Exit code and output of a script's run in forked processes; `options` are those of `Forked`."""
     run = Forked(argv, told, processes, **options)
     return run.wait(), run.text()
