@@ -10,6 +10,10 @@ Own files (json, jsonl, csv, tsv, parquet, also .gz), or a folder with a folder 
     python finetune_glue.py --model_name_or_path runs/news --train_file a.csv --validation_file b.csv --output_dir out
     python finetune_glue.py --model_name_or_path runs/news --data_dir tasks --task_name trec sick --output_dir out
 
+On several GPUs:
+
+    accelerate launch finetune_glue.py --model_name_or_path runs/news --task_name qnli --output_dir out
+
 What ELMo adds: the same head on words without context, and on a character CNN that was never trained:
 
     python finetune_glue.py ... --features layer_0
