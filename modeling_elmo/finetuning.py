@@ -173,10 +173,6 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
 
 def check_output_dir(args: FinetuningArguments):
     """Make the output folder, or raise an `ArgumentsError` if it has something in it that would be lost."""
-    on_main(args.distributed_state, lambda: _make_output_dir(args))  # rather before another process writes into it
-
-
-def _make_output_dir(args: FinetuningArguments):
     folder = Path(args.output_dir or "")
     try:
         folder.mkdir(parents=True, exist_ok=True)

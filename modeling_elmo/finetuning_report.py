@@ -5,6 +5,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
 from .finetuning import ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
+from .processes import on_main
 from .text_files import DataError
 
 Arguments = TypeVar("Arguments", bound=FinetuningArguments)
@@ -140,7 +142,7 @@ def run_script(
     try:
         args = parse_arguments(arguments_class, description=description)
         names = task_names(args)
-        check_output_dir(args)
+        on_main(args.distributed_state, partial(check_output_dir, args))  # before another process writes into it
         make: Any = make_task
         results = run_all(make, names, args, trainer_class)
         if args.process_index == 0:
