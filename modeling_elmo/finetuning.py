@@ -7,7 +7,7 @@ brings its data, its collator and its metrics.
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from .arguments import ArgumentsError, flag
 from .configuration_elmo import ElmoConfig
 from .layer_cache import LayerCache
+from .modeling_elmo import ElmoScalarMix
 from .processes import on_main
 from .task_layers import ElmoTaskModel, used_layers
 from .tokenization_elmo import ElmoTokenizer
@@ -54,6 +55,7 @@ class FinetuningArguments(TrainingArguments):
     head_dropout: float | None = flag(None, "dropout between the layers of the head; default: 0.2")
     feature_dropout: float | None = flag(None, "dropout on the ELMo vectors; default: 0.5")
     scalar_mix_l2: float | None = flag(None, "L2 pull of the layers' weights towards their average; default: 0.001")
+    scalar_mix_learning_rate: float | None = flag(None, "learning rate of the layers' weights; default: the head's")
     scalar_mix_layer_norm: bool | None = flag(None, "normalise the layers before they are mixed; default: no")
     cache_features: bool = flag(True, "keep the layers of a frozen biLM on disk instead of computing them each epoch")
     cache_dir: str | None = flag(None, "folder of that cache; default: OUTPUT_DIR/_layer_cache")
@@ -205,7 +207,8 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
 
 
 class ElmoTrainer(Trainer):
-    """`Trainer` with a learning rate of its own for the biLM, and predictions in the order of the data."""
+    """`Trainer` with learning rates of their own for the biLM and for the weights of the layers, and predictions in the
+    order of the data."""
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)  # also with group_by_length
@@ -213,18 +216,25 @@ class ElmoTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         model, arguments = cast(Any, self.model), cast(Any, self.args)
-        bilm = {id(parameter) for parameter in model.elmo.parameters()}
-        for group in list(optimizer.param_groups):
-            inside = [parameter for parameter in group["params"] if id(parameter) in bilm]
-            if inside and "bilm" not in group:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in bilm]
-                options = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-                rate = arguments.bilm_learning_rate
-                optimizer.add_param_group({**options, "params": inside, "lr": rate, "bilm": True})
+        _set_learning_rate(optimizer, model.elmo.parameters(), arguments.bilm_learning_rate)
+        if arguments.scalar_mix_learning_rate is not None:
+            mixes = [module.weights for module in model.modules() if isinstance(module, ElmoScalarMix)]
+            _set_learning_rate(optimizer, mixes, arguments.scalar_mix_learning_rate)
         return optimizer
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         return 0  # Trainer would count characters for words
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], rate: float):
+    """Move parameters into groups of their own; those that have one already, by an earlier call, stay there."""
+    moved = {id(parameter) for parameter in parameters}
+    for group in [group for group in optimizer.param_groups if "has_own_rate" not in group]:
+        inside = [parameter for parameter in group["params"] if id(parameter) in moved]
+        if inside:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+            options = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            optimizer.add_param_group({**options, "params": inside, "lr": rate, "has_own_rate": True})
 
 
 class CachedCollator:

@@ -178,8 +178,21 @@ def test_regression_with_own_files(run, data, tmp_path):
     assert model.config.num_labels == 1 and model.config.problem_type == "regression"
 
 
+ONE_STEP = {"warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9}
+
+
+def test_the_layers_weights_have_a_learning_rate_of_their_own(run, tmp_path):
+    moved = []
+    for rate in (0.1, 1.0):
+        assert run(**ONE_STEP, scalar_mix_learning_rate=rate, output_dir=tmp_path / str(rate)) == 0
+        model = ElmoForSequenceClassification.from_pretrained(tmp_path / str(rate))
+        moved.append(model.features.scalar_mix.weights.detach())  # from zeros
+    assert moved[0].abs().max() > 0
+    torch.testing.assert_close(moved[1], 10 * moved[0])
+
+
 def test_the_bilm_is_trained_on_request_with_its_own_learning_rate(run, tmp_path, bilm):
-    one_step = {"finetune_bilm": "true", "warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9}
+    one_step = {**ONE_STEP, "finetune_bilm": "true"}
     assert run(**one_step, bilm_learning_rate=1e-3) == 0
     model = ElmoForSequenceClassification.from_pretrained(tmp_path / "out")
     assert not model.config.freeze_bilm and not (tmp_path / "out" / "_layer_cache").exists()
