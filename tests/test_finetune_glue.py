@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["the", "cat", "sat", "on", "mats"]
 WIDER = {**TINY, "cnn_filters": [[1, 16], [2, 32], [3, 32]], "projection_dim": 16}
 

@@ -16,7 +16,6 @@ from modeling_elmo import ElmoForPreTraining, ElmoModel
 from modeling_elmo.tagging import Columns, accuracy, entity_scores, read_file
 from modeling_elmo.token_classification_pipeline import ElmoTokenClassificationPipeline
 
-ROOT = Path(__file__).parents[1]
 PLAIN = ["the", "cat", "sat", "on", "mat", "and", "saw", "red", "dogs"]
 NAMES = {"PER": ["Annabella", "Bartholomew"], "LOC": ["Xy", "Zq"]}
 

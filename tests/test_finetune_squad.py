@@ -16,7 +16,6 @@ from modeling_elmo import ElmoForPreTraining, ElmoModel
 from modeling_elmo.question_answering_pipeline import ElmoQuestionAnsweringPipeline
 from modeling_elmo.squad import SquadReport, evaluate, read_questions
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "saw", "red", "dogs"]
 
 

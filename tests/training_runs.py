@@ -1,4 +1,5 @@
-"""Runs of train.py for tests: a text that a tiny model learns, and processes that are forked, so that they start fast.
+"""Runs of scripts for tests, train.py above all: a text that a tiny model learns, and processes that are forked, so
+that they start fast.
 
 A start of Python imports for seconds before train.py does anything. A forked process has imported everything, and is a
 process of its own for all that matters here: signals, files, limits, sockets.
