@@ -35,7 +35,8 @@ from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokeniz
 from modeling_elmo.cpu_kernels import cell_kernels
 from modeling_elmo.embed import embed
 from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
-from modeling_elmo.lstm_ops import has_onednn_products, naive_lstm
+from modeling_elmo.lstm_ops import naive_lstm
+from modeling_elmo.products import has_onednn_products
 from modeling_elmo.word_cache import WordCache
 
 ROOT = Path(__file__).parents[1]

@@ -77,9 +77,9 @@ static inline float clip(float x, float bound) { return x > bound ? bound : x < 
 
 # `bound` is infinite where nothing is clipped.
 CELL = r"""
-/* The cell of both directions. gates, recurrent (2, rows, 4 * dim) and bias (2, 4 * dim) together are i, f, g, o; with
-   `keep`, gates holds the activated ones afterwards. cell (2, rows, dim) -> new_cell, which may be the
-   same. output = sigmoid(o) * tanh(new_cell). */
+/* The cell of both directions or one: `sides` is 2 or 1. gates, recurrent (sides, rows, 4 * dim) and bias (sides,
+   4 * dim) together are i, f, g, o; with `keep`, gates holds the activated ones afterwards. cell (sides, rows, dim) ->
+   new_cell, which may be the same. output = sigmoid(o) * tanh(new_cell). */
 static inline void forward_row_REAL(int64_t dim, float bound, const int keep, REAL *restrict g, const REAL *restrict r,
                                     const REAL *restrict b, const float *c, float *new_c, REAL *restrict out) {
     #pragma omp simd
@@ -100,12 +100,12 @@ static inline void forward_row_REAL(int64_t dim, float bound, const int keep, RE
     }
 }
 
-void cell_forward_REAL(int64_t rows, int64_t dim, float bound, int keep, REAL *gates, int64_t gates_stride,
-                       const REAL *recurrent, int64_t recurrent_stride, const REAL *bias, int64_t bias_stride,
-                       const float *cell, int64_t cell_stride, float *new_cell, int64_t new_cell_stride,
-                       REAL *output, int64_t output_stride) {
-    #pragma omp parallel for schedule(static) if (rows * dim >= 2048)
-    for (int64_t row = 0; row < 2 * rows; row++) {
+void cell_forward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound, int keep,
+                       REAL *gates, int64_t gates_stride, const REAL *recurrent, int64_t recurrent_stride,
+                       const REAL *bias, int64_t bias_stride, const float *cell, int64_t cell_stride,
+                       float *new_cell, int64_t new_cell_stride, REAL *output, int64_t output_stride) {
+    #pragma omp parallel for schedule(static) if (sides * rows * dim >= 4096)
+    for (int64_t row = 0; row < sides * rows; row++) {
         int64_t side = row / rows, place = row % rows;
         REAL *g = gates + side * gates_stride + place * 4 * dim;
         const REAL *r = recurrent + side * recurrent_stride + place * 4 * dim;
@@ -118,14 +118,15 @@ void cell_forward_REAL(int64_t rows, int64_t dim, float bound, int keep, REAL *g
     }
 }
 
-/* gates: activated. d_cell (2, rows, dim): the gradient of new_cell; afterwards that of cell. d_output: the gradient of
+/* gates: activated. d_cell (sides, rows, dim): the gradient of new_cell; afterwards that of cell. d_output: that of
    output. d_gates: for the gradient of the gates before activation. A cell at its bound passes no gradient on. */
-void cell_backward_REAL(int64_t rows, int64_t dim, float bound, const REAL *gates, int64_t gates_stride,
-                        const float *cell, int64_t cell_stride, const float *new_cell, int64_t new_cell_stride,
+void cell_backward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound,
+                        const REAL *gates, int64_t gates_stride, const float *cell, int64_t cell_stride,
+                        const float *new_cell, int64_t new_cell_stride,
                         const REAL *d_output, int64_t d_output_stride, float *d_cell, int64_t d_cell_stride,
                         REAL *d_gates, int64_t d_gates_stride) {
-    #pragma omp parallel for schedule(static) if (rows * dim >= 2048)
-    for (int64_t row = 0; row < 2 * rows; row++) {
+    #pragma omp parallel for schedule(static) if (sides * rows * dim >= 4096)
+    for (int64_t row = 0; row < sides * rows; row++) {
         int64_t side = row / rows, place = row % rows;
         const REAL *restrict g = gates + side * gates_stride + place * 4 * dim;
         const float *restrict c = cell + side * cell_stride + place * dim;
@@ -158,13 +159,13 @@ INT64, FLOAT, INT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctype
 
 
 class CellKernels:
-    """The compiled functions for one dtype. Tensors are (2, rows, width), each direction's rows without gaps."""
+    """The compiled functions for one dtype. Tensors are (directions, rows, width), a direction's rows without gaps."""
 
     def __init__(self, library: ctypes.CDLL, name: str):
         self._forward = getattr(library, f"cell_forward_{name}")
-        self._forward.argtypes = [INT64, INT64, FLOAT, INT, *([POINTER, INT64] * 6)]
+        self._forward.argtypes = [INT64, INT64, INT64, FLOAT, INT, *([POINTER, INT64] * 6)]
         self._backward = getattr(library, f"cell_backward_{name}")
-        self._backward.argtypes = [INT64, INT64, FLOAT, *([POINTER, INT64] * 6)]
+        self._backward.argtypes = [INT64, INT64, INT64, FLOAT, *([POINTER, INT64] * 6)]
         self._forward.restype = self._backward.restype = None
 
     def forward(
@@ -172,18 +173,25 @@ class CellKernels:
         bound: float, keep: bool,
     ):  # fmt: skip
         """As `cell_forward` in lstm_ops.py."""
-        _, rows, dim = output.shape
         tensors = (gates, recurrent, bias, cell, new_cell, output)
-        self._forward(rows, dim, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
+        self._forward(
+            *output.shape, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0)))
+        )
 
     def backward(
         self, gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor,
         bound: float,
     ):  # fmt: skip
         """As `cell_backward` in lstm_ops.py."""
-        _, rows, dim = d_output.shape
         tensors = (gates, cell, new_cell, d_output, d_cell, d_gates)
-        self._backward(rows, dim, bound, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0))))
+        self._backward(
+            *d_output.shape, bound, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0)))
+        )
+
+
+def _places(tensors: tuple[Tensor, ...]) -> list[int]:
+    """The address of each tensor, and how far its second direction lies behind the first."""
+    return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.stride(0))]
 
 
 def cell_kernels(dtype: torch.dtype) -> CellKernels | None:

@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
-from .lstm_ops import has_onednn_products
 from .modeling_elmo import ElmoModel
+from .products import has_onednn_products
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 

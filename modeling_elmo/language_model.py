@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
+from .products import linear, matmul
 
 IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
@@ -162,7 +163,7 @@ class _SharedSoftmax(torch.autograd.Function):
             for first in range(0, len(hidden), size):
                 part = slice(first, first + size)
                 if bias.dtype == hidden.dtype:
-                    logits = torch.addmm(bias, hidden[part], weight.T).float()  # (words of the part, samples)
+                    logits = linear(hidden[part], weight, bias).float()  # (words of the part, samples)
                 else:  # half precision is for the product only
                     logits = (hidden[part] @ weight.T).float().add_(bias)
                 rows = (own[part] >= 0).nonzero()[:, 0]
@@ -185,8 +186,8 @@ class _SharedSoftmax(torch.autograd.Function):
         rows = scale[:, None].to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             return (
-                (exps @ weight) * rows,
-                exps.T @ (hidden * rows),
+                matmul(exps, weight) * rows,
+                matmul((hidden * rows).T, exps).T,
                 (exps.T @ rows)[:, 0].to(ctx.dtypes[0]),
                 (target_exps * scale - d_losses).to(ctx.dtypes[1]),
                 None,
@@ -196,7 +197,7 @@ class _SharedSoftmax(torch.autograd.Function):
 def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Loss of each word over the whole vocabulary: (words, projection_dim), (words,) -> (words,) float32."""
     if torch.is_grad_enabled():
-        return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="none")
+        return F.cross_entropy(linear(hidden, weight, bias).float(), targets, reduction="none")
     size = max(1, MAX_LOGITS // VOCABULARY_BLOCK)
     parts = zip(hidden.split(size), targets.split(size), strict=True)
     return torch.cat([_full_softmax_loss_in_blocks(part, ids, weight, bias) for part, ids in parts])
@@ -207,7 +208,7 @@ def _full_softmax_loss_in_blocks(hidden: Tensor, targets: Tensor, weight: Tensor
     top = torch.full(targets.shape, -torch.inf, device=hidden.device)  # (words,) the highest logit so far
     total = torch.zeros_like(top)  # (words,) sum of exp(logit - top)
     for rows, biases in zip(weight.split(VOCABULARY_BLOCK), bias.split(VOCABULARY_BLOCK), strict=True):
-        logits = F.linear(hidden, rows, biases).float()  # (words, words of the block)
+        logits = linear(hidden, rows, biases).float()  # (words, words of the block)
         higher = torch.maximum(top, logits.amax(1))
         total = total * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(1)
         top = higher
@@ -277,7 +278,7 @@ class ElmoLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., projection_dim) -> (..., lm_vocab_size) logits."""
-        return F.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
 
 class ElmoForPreTraining(ElmoPreTrainedModel):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .lstm_ops import fused_lstm, is_traced, packed_lstm, scan_lstm
+from .lstm_ops import fused_lstm, packed_lstm, scan_lstm
+from .products import is_traced
 
 
 class ElmoState(NamedTuple):

@@ -17,13 +17,15 @@ Four functions compute it, and the tests hold their outputs and, where they have
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
+from .products import bmm, is_faster_one_by_one, repeated_product, weight_gradient
 
 
 def naive_lstm(
@@ -175,86 +177,57 @@ def fused_lstm(
         return inputs.new_zeros(2, 0, hidden.shape[2]), hidden, cell
     bounds = (math.inf if cell_clip is None else cell_clip, math.inf if proj_clip is None else proj_clip)
     tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
-    with torch.autocast(inputs.device.type, enabled=False):
-        return _infer(*tensors, batch_sizes, *bounds, chunk_size)
+    needs_gradient = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+    def run(*tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.is_grad_enabled() and needs_gradient:
+            return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return _infer(*tensors, batch_sizes=batch_sizes, bounds=bounds, chunk_size=chunk_size)
+
+    if not is_faster_one_by_one(weight_hh, batch_sizes):
+        return run(*tensors)
+    sides = zip(*((None, None) if tensor is None else tensor.split(1) for tensor in tensors), strict=True)
+    outputs, hidden, cell = (torch.cat(parts) for parts in zip(*(run(*side) for side in sides), strict=True))
+    return outputs, hidden, cell
 
 
 def _infer(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
-    cell: Tensor, batch_sizes: list[int], cell_bound: float, proj_bound: float, chunk_size: int | None,
+    cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], chunk_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The forward pass alone, in buffers that each step uses anew."""
+    """The forward pass alone, of both directions or one, in buffers that each step uses anew."""
+    cell_bound, proj_bound = bounds
     rows, dim = cell.shape[1:]
-    times_hh = _products(weight_hh, batch_sizes)
-    times_hr = None if weight_hr is None else _products(weight_hr, batch_sizes)
-    outputs = inputs.new_empty(2, inputs.shape[1], hidden.shape[2])
+    times_hh = repeated_product(weight_hh, batch_sizes)
+    times_hr = None if weight_hr is None else repeated_product(weight_hr, batch_sizes)
+    outputs = inputs.new_empty(len(inputs), inputs.shape[1], hidden.shape[2])
     final_cell = cell.clone(memory_format=torch.contiguous_format)
     before, cell = hidden, final_cell
     first = 0
-    for sizes in _chunks(batch_sizes, chunk_size, HOISTED_BYTES / (8 * dim * inputs.itemsize)):
+    for sizes in _chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)):
         chunk = slice(first, first + sum(sizes))
         first = chunk.stop
-        from_inputs = torch.bmm(inputs[:, chunk], weight_ih.transpose(1, 2))
+        from_inputs = bmm(inputs[:, chunk], weight_ih.transpose(1, 2))
         steps = zip(from_inputs.split(sizes, 1), outputs[:, chunk].split(sizes, 1), strict=True)
-        for gates, output in steps:  # (2, rows, 4 * lstm_dim) and (2, rows, projection_dim)
+        for gates, output in steps:  # (directions, rows, 4 * lstm_dim) and (directions, rows, projection_dim)
             if output.shape[1] < rows or before is hidden:
                 rows = output.shape[1]
                 before, cell = before[:, :rows], final_cell[:, :rows]
-                recurrent, mixed, projected = _step_buffers(gates, dim, output)
-            times_hh(before, recurrent)
+                buffer, mixed, projected = _step_buffers(gates, dim, output)
+            recurrent = times_hh(before, buffer)
             if times_hr is None:
                 cell_forward(gates, recurrent, bias, cell, cell, output, cell_bound, keep=False)
             else:
                 cell_forward(gates, recurrent, bias, cell, cell, mixed, cell_bound, keep=False)
-                times_hr(mixed, projected)
-                torch.clamp(projected, -proj_bound, proj_bound, out=output)
+                torch.clamp(times_hr(mixed, projected), -proj_bound, proj_bound, out=output)
             before = output
     return outputs, _last_outputs(outputs, hidden, batch_sizes), final_cell
-
-
-def _products(weight: Tensor, batch_sizes: list[int]) -> Callable[[Tensor, Tensor], object]:
-    """A function that writes each side's x W^T into its second argument: weight (2, out, in), x (2, rows, in).
-
-    A library's product first lays the weight out anew. For a weight larger than the processor's caches this costs as
-    much as the product with a few rows, so oneDNN does it here once for all steps.
-    """
-    weight = weight.detach()
-    steps, words = len(batch_sizes), sum(batch_sizes)
-    pays = weight[0].nbytes >= PACKED_BYTES and steps >= PACKED_STEPS and words > steps
-    if not (pays and weight.device.type == "cpu" and has_onednn_products(weight.dtype)):
-        right = weight.transpose(1, 2)
-        return lambda inputs, out: torch.bmm(inputs, right, out=out)
-    packed = [torch.ops.mkldnn._reorder_linear_weight(side, max(batch_sizes)) for side in weight]
-
-    def product(inputs: Tensor, out: Tensor):
-        for side in (0, 1):
-            out[side].copy_(torch.ops.mkldnn._linear_pointwise(inputs[side], packed[side], None, "none", [], ""))
-
-    return product
 
 
 # Input products that are in memory at a time without gradients, unless those of one step are more: if many, they leave
 # the caches, and if few, the products are small (measured with tiny to original).
 HOISTED_BYTES = 16 * 2**20
-# Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
-PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
-
-
-def is_traced() -> bool:
-    """Whether a compiler or a function transform looks on: into operations of torch, not into a kernel's gradient."""
-    is_compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return is_compiled or torch._C._are_functorch_transforms_active()
-
-
-def has_onednn_products(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies `dtype` on this processor, without emulating it."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
 
 
 def _step_buffers(gates: Tensor, dim: int, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,24 +262,26 @@ class _FusedLstm(torch.autograd.Function):
         ctx, inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes, cell_bound, proj_bound
     ):  # fmt: skip
         packed, dim = inputs.shape[1], cell.shape[2]
-        outputs = inputs.new_empty(2, packed, hidden.shape[2])
+        directions = len(inputs)  # both or one
+        outputs = inputs.new_empty(directions, packed, hidden.shape[2])
         with torch.autocast(inputs.device.type, enabled=False):
-            gates = torch.bmm(inputs, weight_ih.transpose(1, 2))  # (2, packed, 4 * lstm_dim)
-            cells = cell.new_empty(2, packed, dim)
+            times_hh = repeated_product(weight_hh, batch_sizes)
+            times_hr = None if weight_hr is None else repeated_product(weight_hr, batch_sizes)
+            gates = bmm(inputs, weight_ih.transpose(1, 2))  # (directions, packed, 4 * lstm_dim)
+            cells = cell.new_empty(directions, packed, dim)
             # sigmoid(o) * tanh(c), what is projected
-            mixed = outputs if weight_hr is None else inputs.new_empty(2, packed, dim)
+            mixed = outputs if weight_hr is None else inputs.new_empty(directions, packed, dim)
             tensors = (gates, cells, mixed, outputs)
-            before, cell_before, recurrent = hidden, cell.contiguous(), None
+            before, cell_before, buffer = hidden, cell.contiguous(), None
             for one_gates, one_cell, one_mixed, output in zip(*(x.split(batch_sizes, 1) for x in tensors), strict=True):
                 rows = output.shape[1]
-                if recurrent is None or rows < before.shape[1]:
+                if buffer is None or rows < before.shape[1]:
                     before, cell_before = before[:, :rows], cell_before[:, :rows]
-                    recurrent, _, projected = _step_buffers(one_gates, dim, output)
-                torch.bmm(before, weight_hh.transpose(1, 2), out=recurrent)  # (2, rows, 4 * lstm_dim)
+                    buffer, _, projected = _step_buffers(one_gates, dim, output)
+                recurrent = times_hh(before, buffer)  # (directions, rows, 4 * lstm_dim)
                 cell_forward(one_gates, recurrent, bias, cell_before, one_cell, one_mixed, cell_bound, keep=True)
-                if weight_hr is not None:
-                    torch.bmm(one_mixed, weight_hr.transpose(1, 2), out=projected)  # (2, rows, projection_dim)
-                    torch.clamp(projected, -proj_bound, proj_bound, out=output)
+                if times_hr is not None:
+                    torch.clamp(times_hr(one_mixed, projected), -proj_bound, proj_bound, out=output)
                 before, cell_before = output, one_cell
             final_hidden = _last_outputs(outputs, hidden, batch_sizes)
             final_cell = _last_outputs(cells, cell, batch_sizes)
@@ -324,9 +299,11 @@ class _FusedLstm(torch.autograd.Function):
         batch_sizes, (cell_bound, proj_bound) = ctx.batch_sizes, ctx.bounds
         running, last = _last_places(batch_sizes, inputs.device)
         with torch.autocast(inputs.device.type, enabled=False):
-            d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running])  # (2, packed, projection_dim)
-            d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (2, rows, lstm_dim)
-            d_gates = torch.empty_like(gates)  # (2, packed, 4 * lstm_dim)
+            d_outputs = d_outputs.index_add(
+                1, last, d_final_hidden[:, :running]
+            )  # (directions, packed, projection_dim)
+            d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (directions, rows, lstm_dim)
+            d_gates = torch.empty_like(gates)  # (directions, packed, 4 * lstm_dim)
             per_step = (gates, cells, d_gates, d_outputs, outputs)
             steps = list(zip(*(tensor.split(batch_sizes, 1) for tensor in per_step), strict=True))
             for step in reversed(range(len(steps))):
@@ -335,21 +312,22 @@ class _FusedLstm(torch.autograd.Function):
                 if weight_hr is None:
                     d_mixed = d_output
                 else:
-                    d_mixed = torch.bmm(d_output.mul_(output.abs() < proj_bound), weight_hr)  # (2, rows, lstm_dim)
+                    d_output.mul_(output.abs() < proj_bound)
+                    d_mixed = bmm(d_output, weight_hr)  # (directions, rows, lstm_dim)
                 cell_before = (steps[step - 1][1] if step > 0 else cell)[:, :rows]
                 cell_backward(one_gates, cell_before, one_cell, d_mixed, d_cell[:, :rows], one_d_gates, cell_bound)
-                d_hidden = torch.bmm(one_d_gates, weight_hh)  # (2, rows, projection_dim)
+                d_hidden = bmm(one_d_gates, weight_hh)  # (directions, rows, projection_dim)
                 if step > 0:
                     steps[step - 1][3][:, :rows] += d_hidden
-            hiddens_before = _shifted(outputs, hidden, batch_sizes)  # (2, packed, projection_dim)
+            hiddens_before = _shifted(outputs, hidden, batch_sizes)  # (directions, packed, projection_dim)
             d_hidden = torch.cat([d_hidden, d_final_hidden[:, running:]], dim=1)
             need = ctx.needs_input_grad
             return (
-                torch.bmm(d_gates, weight_ih) if need[0] else None,
-                torch.bmm(d_gates.transpose(1, 2), inputs) if need[1] else None,
-                torch.bmm(d_gates.transpose(1, 2), hiddens_before) if need[2] else None,
+                bmm(d_gates, weight_ih) if need[0] else None,
+                weight_gradient(d_gates, inputs) if need[1] else None,
+                weight_gradient(d_gates, hiddens_before) if need[2] else None,
                 d_gates.sum(1) if need[3] else None,
-                torch.bmm(d_outputs.transpose(1, 2), mixed) if need[4] and weight_hr is not None else None,
+                weight_gradient(d_outputs, mixed) if need[4] and weight_hr is not None else None,
                 d_hidden if need[5] else None,
                 d_cell if need[6] else None,
                 None, None, None,

@@ -36,8 +36,8 @@ from .evaluation import evaluate, to_device
 from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .lstm import ElmoState
-from .lstm_ops import has_onednn_products
 from .processes import any_process, on_main
+from .products import has_onednn_products
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError

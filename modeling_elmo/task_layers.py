@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .lstm import pack
-from .lstm_ops import fused_lstm, is_traced
+from .lstm_ops import fused_lstm
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, places_turned_around, unpack
+from .products import is_traced
 
 
 class ElmoFeatures(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import Linear, linear
 from .word_cache import WordCache, compute_once, row_keys
 
 
@@ -20,8 +21,8 @@ class ElmoHighway(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.transform = nn.Linear(dim, dim)
-        self.carry = nn.Linear(dim, dim)
+        self.transform = Linear(dim, dim)
+        self.carry = Linear(dim, dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(words, dim) -> (words, dim)."""
@@ -61,7 +62,7 @@ class ElmoWordEncoder(nn.Module):
             self.word_embedding = nn.Embedding(config.word_vocab_size, config.word_embedding_dim, padding_idx=0)
             width += config.word_embedding_dim
         if config.use_cnn_projection:
-            self.projection = nn.Linear(width, config.projection_dim)
+            self.projection = Linear(width, config.projection_dim)
         self.cache = WordCache(self.cache_bytes // (4 * config.projection_dim))
 
     def forward(self, words: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class ElmoWordEncoder(nn.Module):
         bias = torch.cat([convolution.bias for convolution in self.convolutions])
         number = characters.shape[1] - self.widest + 1
         windows = torch.cat([characters[:, start : start + number] for start in range(self.widest)], dim=2)
-        return F.linear(windows, weight).amax(1) + bias  # windows: (words, number, widest * char_embedding_dim)
+        return linear(windows, weight).amax(1) + bias  # windows: (words, number, widest * char_embedding_dim)
 
     def _cut(self, words: Tensor) -> tuple[Tensor, bool]:
         """Leave out positions that cannot change the maximum.
@@ -180,7 +181,7 @@ class ElmoWordEncoder(nn.Module):
 # Words that a processor encodes at a time: more leave its caches and are cut to a longer word (256 measured best of
 # 128, 256 and 512 with small).
 CPU_CHUNK_SIZE = 256
-PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList}
+PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList, Linear}
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -258,7 +258,7 @@ def test_weights_laid_out_for_onednn(monkeypatch):
     with torch.no_grad():
         expected, final = run(lstm, streams, lengths, state)
         assert not laid_out
-        monkeypatch.setattr("modeling_elmo.lstm_ops.PACKED_BYTES", 0)
+        monkeypatch.setattr("modeling_elmo.products.PACKED_BYTES", 0)
         actual, end = run(lstm, streams, lengths, state)
     assert len(laid_out) == len(lstm.layers) * 2 * 2
     assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,150 @@
+"""Matrix products on the CPU, by the faster one of the two libraries that torch has for them.
+
+torch gives float32 to MKL, which on AMD's processors computes as if they had no AVX-512, and bfloat16 to oneDNN, which
+knows all processors. So there oneDNN gets float32, too (benchmarks/README.md has figures).
+"""
+
+import functools
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
+PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
+# Multiplications of a step from which the two directions' products are faster one by one than by MKL at once: measured
+# on AMD with AVX-512, where 16 texts of compact have twice as many, and one text of small a quarter.
+FEWEST_ONE_BY_ONE = 2**21
+
+
+def is_traced() -> bool:
+    """Whether a compiler or a function transform looks on: into operations of torch, not into a kernel's gradient."""
+    is_compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_compiled or torch._C._are_functorch_transforms_active()
+
+
+def has_onednn_products(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies `dtype` on this processor, without emulating it."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+@functools.cache
+def mkl_holds_back() -> bool:
+    """Whether MKL leaves the half of this processor unused: one of AMD's with AVX-512."""
+    info = Path("/proc/cpuinfo")
+    maker = info.read_text() if info.is_file() else platform.processor()
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_avx512 and "AuthenticAMD" in maker and torch.backends.mkl.is_available()
+
+
+def prefers_onednn(tensor: Tensor) -> bool:
+    """Whether products of this tensor, float32 on the CPU, are to be oneDNN's."""
+    is_float32 = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    is_plain = type(tensor) in (Tensor, nn.Parameter)  # a quantised weight, say, knows by itself how to multiply
+    return is_float32 and is_plain and has_onednn_products(torch.float32) and mkl_holds_back()
+
+
+def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(rows, in), (out, in) of any strides, (out,) -> (rows, out), without gradients."""
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """(rows, inner), (inner, columns) -> (rows, columns), without gradients."""
+    if prefers_onednn(left) and left.numel() and right.numel():
+        return _onednn(left, right.T)
+    return left @ right
+
+
+def bmm(left: Tensor, right: Tensor) -> Tensor:
+    """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients."""
+    return torch.bmm(left, right) if len(left) > 1 else matmul(left[0], right[0])[None]
+
+
+def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
+    """(directions, rows, out), (directions, rows, in) -> (directions, out, in): the gradient of W in x W^T."""
+    if len(inputs) == 1 and inputs.shape[2] < d_outputs.shape[2] and prefers_onednn(inputs):
+        # oneDNN is twice as fast with a wide result as with a tall one.
+        return matmul(inputs[0].T, d_outputs[0]).T[None]
+    return bmm(d_outputs.transpose(1, 2), inputs)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: (..., in), (out, in), (out,) -> (..., out)."""
+    is_for_onednn = prefers_onednn(inputs) and prefers_onednn(weight) and not torch.is_autocast_enabled("cpu")
+    if not is_for_onednn or is_traced() or inputs.dim() < 2 or inputs.numel() == 0:
+        return F.linear(inputs, weight, bias)
+    return _Linear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])
+
+
+class _Linear(torch.autograd.Function):
+    """oneDNN's product with a gradient."""
+
+    @staticmethod
+    def forward(ctx, inputs, weight, bias):
+        ctx.save_for_backward(inputs, weight)
+        return _onednn(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx, d_outputs):
+        inputs, weight = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        return (
+            linear(d_outputs, weight.T) if need[0] else None,
+            linear(inputs.T, d_outputs.T).T if need[1] else None,  # (out, in), of the faster form as a rule
+            d_outputs.sum(0) if need[2] else None,
+        )
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear(input, self.weight, self.bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The recurrence: one weight, many steps
+
+
+def is_laid_out(weight: Tensor, batch_sizes: list[int]) -> bool:
+    """Whether `repeated_product` lays weights (directions, out, in) out once for all steps.
+
+    A library's product first lays the weight out anew. For a weight larger than the processor's caches this costs as
+    much as the product with a few rows.
+    """
+    steps, words = len(batch_sizes), sum(batch_sizes)
+    pays = weight[0].nbytes >= PACKED_BYTES and steps >= PACKED_STEPS and words > steps
+    return pays and weight.device.type == "cpu" and has_onednn_products(weight.dtype)
+
+
+def is_faster_one_by_one(weight: Tensor, batch_sizes: list[int]) -> bool:
+    """Whether the recurrence with weights (directions, out, in) is to run one direction after the other: oneDNN, as
+    torch has it, takes one product at a time."""
+    is_large = max(batch_sizes) * weight[0].numel() >= FEWEST_ONE_BY_ONE
+    return (is_large and prefers_onednn(weight)) or is_laid_out(weight, batch_sizes)
+
+
+def repeated_product(weight: Tensor, batch_sizes: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """x W^T for each step: weight (directions, out, in).
+
+    Returns:
+        A function of x (directions, rows, in) and a tensor (directions, rows, out) that it may write into. It returns
+        that one or another.
+    """
+    weight = weight.detach()
+    if len(weight) == 1 and is_laid_out(weight, batch_sizes):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight[0], max(batch_sizes))
+        return lambda inputs, out: _onednn(inputs[0], packed)[None]
+    if len(weight) == 1 and prefers_onednn(weight):
+        return lambda inputs, out: _onednn(inputs[0], weight[0])[None]
+    right = weight.transpose(1, 2)
+    return lambda inputs, out: torch.bmm(inputs, right, out=out)
