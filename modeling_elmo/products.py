@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 # Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
 PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
-# Multiplications of a step from which the two directions' products are faster one by one than by MKL at once: measured
-# on AMD with AVX-512, where 16 texts of compact have twice as many, and one text of small a quarter.
-FEWEST_ONE_BY_ONE = 2**21
+# Multiplications of a step from which the two directions' products are faster one by one: measured with tiny to
+# original on AMD with AVX-512. Compact has so many with 16 texts, small with 8 and original with one.
+FEWEST_ONE_BY_ONE = 2**22
 
 
 def is_traced() -> bool:

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
+from .products import Linear
 from .task_layers import BiRecurrent, ElmoFeatures, ElmoTaskModel, attend, cut_out, masked_softmax
 
 logger = logging.get_logger(__name__)
@@ -48,10 +49,10 @@ class ContextReader(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.encoder = BiRecurrent(config.hidden_size, dim, 0.0)  # the features had their dropout
         self.attention = TrilinearScores(width)
-        self.merge = nn.Linear(4 * width, 2 * dim)
+        self.merge = Linear(4 * width, 2 * dim)
         self.self_encoder = BiRecurrent(2 * dim, dim, dropout)
         self.self_attention = TrilinearScores(2 * dim)
-        self.self_merge = nn.Linear(6 * dim, 2 * dim)
+        self.self_merge = Linear(6 * dim, 2 * dim)
         self.output_dim = 2 * dim
 
     def forward(self, inputs: list[Tensor], besides: list[Tensor], masks: list[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import MultipleChoiceModelOutput, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from .products import Linear
 from .task_layers import (
     AttentivePooling,
     BiRecurrent,
@@ -34,9 +35,9 @@ class BiattentiveEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
-        self.reduce = nn.Linear(config.hidden_size, dim)
+        self.reduce = Linear(config.hidden_size, dim)
         self.encoder = BiRecurrent(dim, dim, dropout)
-        self.project = nn.Linear(12 * dim, dim)
+        self.project = Linear(12 * dim, dim)
         self.integrator = BiRecurrent(dim, dim, dropout)
         self.pooling = AttentivePooling(3 * dim)
         self.output_dim = 12 * dim
@@ -84,7 +85,7 @@ class ElmoClassificationHead(nn.Module):
         dim = config.head_dim or DEFAULT_DIM
         width = 4 * self.encoder.output_dim
         self.dropout = nn.Dropout(config.head_dropout)
-        self.hidden = nn.Identity() if is_linear else nn.Sequential(nn.Linear(width, dim), nn.ReLU(), self.dropout)
+        self.hidden = nn.Identity() if is_linear else nn.Sequential(Linear(width, dim), nn.ReLU(), self.dropout)
         self.output = nn.Linear(width if is_linear else dim, num_labels)
 
     def forward(self, features: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:

@@ -189,9 +189,13 @@ VARIANTS = {
 
 
 def choose_path(monkeypatch, path: str):
-    """Let `ElmoLstm` run one of its paths: "packed", or "fused" with the cell by torch or by the compiled kernel."""
+    """Let `ElmoLstm` run one of its paths: "packed", or "fused" with the cell by torch or by the compiled kernel, or
+    one direction behind the other, as on processors that MKL holds back."""
     if path == "packed":
         monkeypatch.setattr(lstm_module, "fused_lstm", packed_lstm)
+    elif path == "fused, one by one":
+        monkeypatch.setattr("modeling_elmo.products.mkl_holds_back", lambda: True)
+        monkeypatch.setattr("modeling_elmo.products.FEWEST_ONE_BY_ONE", 0)
     elif path == "fused, torch":
         monkeypatch.setattr("modeling_elmo.lstm_ops.cell_kernels", lambda dtype: None)
     elif shutil.which("cc") is None:
@@ -208,6 +212,7 @@ def choose_path(monkeypatch, path: str):
         (torch.float64, "fused, torch"),
         (torch.float32, "fused, torch"),
         (torch.float32, "fused, kernel"),
+        (torch.float32, "fused, one by one"),
     ],
     ids=str,
 )
@@ -233,7 +238,7 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
 
 
 @pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 2**30])
-@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel"])
+@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "fused, one by one"])
 def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     """Without gradients other buffers are used; with many rows the kernel runs on several threads."""
     choose_path(monkeypatch, path)
