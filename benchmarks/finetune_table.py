@@ -66,7 +66,8 @@ FEATURES = {
     "head alone": "--features random",
     "+ layer 0": "--features layer_0",
     "+ ELMo": "",
-    "+ ELMo fine-tuned": "--finetune_bilm true",
+    # 3e-3 is too much, and 1e-4, the default, is for a biLM that knows more than some million words.
+    "+ ELMo fine-tuned": "--finetune_bilm true --bilm_learning_rate 1e-3",
 }
 
 
