@@ -171,6 +171,8 @@ def fused_lstm(
 
     Without `weight_hr` it is a plain LSTM: `hidden` is (2, rows, lstm_dim), and nothing is projected or clipped then.
 
+    Where it is faster (`products.py`), one direction runs behind the other: a leading 2 in the shapes below is 1 then.
+
     Differentiable once. Where a number lies exactly on its bound no gradient goes through, as if it had been clipped.
     """
     if not batch_sizes:
