@@ -174,9 +174,7 @@ class CellKernels:
     ):  # fmt: skip
         """As `cell_forward` in lstm_ops.py."""
         tensors = (gates, recurrent, bias, cell, new_cell, output)
-        self._forward(
-            *output.shape, bound, keep, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0)))
-        )
+        self._forward(*output.shape, bound, keep, *_places(tensors))
 
     def backward(
         self, gates: Tensor, cell: Tensor, new_cell: Tensor, d_output: Tensor, d_cell: Tensor, d_gates: Tensor,
@@ -184,9 +182,7 @@ class CellKernels:
     ):  # fmt: skip
         """As `cell_backward` in lstm_ops.py."""
         tensors = (gates, cell, new_cell, d_output, d_cell, d_gates)
-        self._backward(
-            *d_output.shape, bound, *(x for tensor in tensors for x in (tensor.data_ptr(), tensor.stride(0)))
-        )
+        self._backward(*d_output.shape, bound, *_places(tensors))
 
 
 def _places(tensors: tuple[Tensor, ...]) -> list[int]:

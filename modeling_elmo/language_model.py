@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
-from .products import linear, matmul
+from .products import linear, matmul, weight_gradient
 
 IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
@@ -187,7 +187,7 @@ class _SharedSoftmax(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             return (
                 matmul(exps, weight) * rows,
-                matmul((hidden * rows).T, exps).T,
+                weight_gradient(exps, hidden * rows),
                 (exps.T @ rows)[:, 0].to(ctx.dtypes[0]),
                 (target_exps * scale - d_losses).to(ctx.dtypes[1]),
                 None,

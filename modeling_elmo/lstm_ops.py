@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
-from .products import bmm, is_faster_one_by_one, repeated_product, weight_gradient
+from .products import bmm, is_faster_one_by_one, repeated_product, weight_gradients
 
 
 def naive_lstm(
@@ -301,9 +301,8 @@ class _FusedLstm(torch.autograd.Function):
         batch_sizes, (cell_bound, proj_bound) = ctx.batch_sizes, ctx.bounds
         running, last = _last_places(batch_sizes, inputs.device)
         with torch.autocast(inputs.device.type, enabled=False):
-            d_outputs = d_outputs.index_add(
-                1, last, d_final_hidden[:, :running]
-            )  # (directions, packed, projection_dim)
+            # (directions, packed, projection_dim)
+            d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running])
             d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (directions, rows, lstm_dim)
             d_gates = torch.empty_like(gates)  # (directions, packed, 4 * lstm_dim)
             per_step = (gates, cells, d_gates, d_outputs, outputs)
@@ -326,10 +325,10 @@ class _FusedLstm(torch.autograd.Function):
             need = ctx.needs_input_grad
             return (
                 bmm(d_gates, weight_ih) if need[0] else None,
-                weight_gradient(d_gates, inputs) if need[1] else None,
-                weight_gradient(d_gates, hiddens_before) if need[2] else None,
+                weight_gradients(d_gates, inputs) if need[1] else None,
+                weight_gradients(d_gates, hiddens_before) if need[2] else None,
                 d_gates.sum(1) if need[3] else None,
-                weight_gradient(d_outputs, mixed) if need[4] and weight_hr is not None else None,
+                weight_gradients(d_outputs, mixed) if need[4] and weight_hr is not None else None,
                 d_hidden if need[5] else None,
                 d_cell if need[6] else None,
                 None, None, None,

@@ -68,12 +68,18 @@ def bmm(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right) if len(left) > 1 else matmul(left[0], right[0])[None]
 
 
+def weight_gradients(d_outputs: Tensor, inputs: Tensor) -> Tensor:
+    """`weight_gradient` for (directions, rows, out), (directions, rows, in) -> (directions, out, in)."""
+    if len(inputs) == 1 and prefers_onednn(inputs):
+        return weight_gradient(d_outputs[0], inputs[0])[None]
+    return torch.bmm(d_outputs.transpose(1, 2), inputs)
+
+
 def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
-    """(directions, rows, out), (directions, rows, in) -> (directions, out, in): the gradient of W in x W^T."""
-    if len(inputs) == 1 and inputs.shape[2] < d_outputs.shape[2] and prefers_onednn(inputs):
-        # oneDNN is twice as fast with a wide result as with a tall one.
-        return matmul(inputs[0].T, d_outputs[0]).T[None]
-    return bmm(d_outputs.transpose(1, 2), inputs)
+    """(rows, out), (rows, in) -> (out, in): the gradient of W in x W^T."""
+    if inputs.shape[1] < d_outputs.shape[1]:  # oneDNN is twice as fast with a wide result as with a tall one
+        return linear(inputs.T, d_outputs.T).T
+    return linear(d_outputs.T, inputs.T)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -96,11 +102,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, d_outputs):
         inputs, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
-        return (
-            linear(d_outputs, weight.T) if need[0] else None,
-            linear(inputs.T, d_outputs.T).T if need[1] else None,  # (out, in), of the faster form as a rule
-            d_outputs.sum(0) if need[2] else None,
-        )
+        with torch.autocast("cpu", enabled=False):  # as forward was, wherever backward is called
+            return (
+                linear(d_outputs, weight.T) if need[0] else None,
+                weight_gradient(d_outputs, inputs) if need[1] else None,
+                d_outputs.sum(0) if need[2] else None,
+            )
 
 
 class Linear(nn.Linear):

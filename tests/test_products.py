@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling_elmo import ElmoConfig, ElmoModel, products
-from modeling_elmo.products import Linear, bmm, linear, matmul, weight_gradient
+from modeling_elmo.products import Linear, bmm, linear, matmul, weight_gradients
 
 pytestmark = pytest.mark.skipif(
     not products.has_onednn_products(torch.float32), reason="torch has no oneDNN on this machine"
@@ -49,7 +49,7 @@ def test_products_of_one_direction_and_of_both(calls, directions, width, dim):
     inputs, d_outputs = torch.randn(directions, 30, width), torch.randn(directions, 30, dim)
     weight = torch.randn(directions, dim, width)
     torch.testing.assert_close(bmm(inputs, weight.mT), torch.bmm(inputs, weight.mT), **CLOSE)
-    torch.testing.assert_close(weight_gradient(d_outputs, inputs), torch.bmm(d_outputs.mT, inputs), **CLOSE)
+    torch.testing.assert_close(weight_gradients(d_outputs, inputs), torch.bmm(d_outputs.mT, inputs), **CLOSE)
     assert len(calls) == (2 if directions == 1 else 0)
 
 
@@ -67,6 +67,16 @@ def test_linear_has_the_gradients_of_torch_twice(calls, shape, bias):
     assert len(calls) > 3
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_do_not_depend_on_where_backward_is_called(calls):
+    inputs, weight = torch.randn(40, 12, requires_grad=True), torch.randn(31, 12, requires_grad=True)
+    expected = torch.autograd.grad(linear(inputs, weight).tanh().sum(), [inputs, weight])
+    total = linear(inputs, weight).tanh().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(total, [inputs, weight])
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_linear_leaves_to_torch_what_is_not_plain_float32(calls):
