@@ -36,7 +36,7 @@ def interleaved(contestants: dict[Hashable, Callable[[], object]], rounds: int) 
     for _ in range(rounds):
         for name, function in contestants.items():
             start = time.perf_counter()
-            results = [function() for _ in range(repeats[name])]
+            results = [result for _ in range(repeats[name]) if isinstance(result := function(), float)]
             passed = time.perf_counter() - start
             own = [result for result in results if isinstance(result, float)]
             times[name].append((sum(own) if own else passed) / repeats[name])

@@ -133,10 +133,11 @@ def embed_window(
             batch = [texts[number] for number in numbers]
             inputs = tokenizer(batch, is_split_into_words=True, padding=True, return_tensors="pt")
             output = model(**inputs.to(model.device), output_hidden_states=True)
-            chosen = choose_layers(output, layers)  # ([layers,] batch, words, hidden_size)
+            chosen = choose_layers(output, layers)  # (batch, words, hidden_size) each
             for row, number in enumerate(numbers):
-                vectors = chosen[..., row, 1 : len(texts[number]) + 1, :]  # without <S> and </S>
-                results[number] = pool(vectors, pooling).to("cpu", dtype, copy=True)
+                words = [layer[row, 1 : len(texts[number]) + 1] for layer in chosen]  # without <S> and </S>
+                vectors = torch.stack(words) if layers == "all" else words[0]
+                results[number] = pool(vectors, pooling).to("cpu", dtype, copy=layers != "all")
             on_batch(len(batch), sum(len(text) for text in batch))
     finally:
         model.train(was_training)
@@ -157,15 +158,15 @@ def batches(by_length: list[int], lengths: list[int], num_words: int) -> Iterato
         yield batch
 
 
-def choose_layers(output, layers: str | int) -> Tensor:
-    """(batch, words, hidden_size), or all layers (num_hidden_layers + 1, batch, words, hidden_size)."""
+def choose_layers(output, layers: str | int) -> Sequence[Tensor]:
+    """The vectors to write, (batch, words, hidden_size) each: one tensor, or for "all" one for each layer."""
+    if layers == "all":
+        return output.hidden_states
     if layers == "mix":
-        return output.scalar_mix
-    layers = -1 if layers == "top" else layers
-    if isinstance(layers, int):
-        return output.hidden_states[layers]
-    stacked = torch.stack(output.hidden_states)
-    return stacked if layers == "all" else stacked.mean(0)
+        return [output.scalar_mix]
+    if layers == "average":
+        return [torch.stack(output.hidden_states).mean(0)]
+    return [output.hidden_states[-1 if layers == "top" else layers]]
 
 
 def pool(vectors: Tensor, pooling: str | None) -> Tensor:

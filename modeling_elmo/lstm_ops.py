@@ -206,11 +206,14 @@ def _infer(
     outputs = inputs.new_empty(len(inputs), inputs.shape[1], hidden.shape[2])
     final_cell = cell.clone(memory_format=torch.contiguous_format)
     before, cell = hidden, final_cell
+    chunks = list(_chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)))
+    hoisted = inputs.new_empty(len(inputs) * max(map(sum, chunks)) * 4 * dim)
     first = 0
-    for sizes in _chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)):
+    for sizes in chunks:
         chunk = slice(first, first + sum(sizes))
         first = chunk.stop
-        from_inputs = bmm(inputs[:, chunk], weight_ih.transpose(1, 2))
+        shape = len(inputs), sum(sizes), 4 * dim
+        from_inputs = bmm(inputs[:, chunk], weight_ih.transpose(1, 2), hoisted[: math.prod(shape)].view(shape))
         steps = zip(from_inputs.split(sizes, 1), outputs[:, chunk].split(sizes, 1), strict=True)
         for gates, output in steps:  # (directions, rows, 4 * lstm_dim) and (directions, rows, projection_dim)
             if output.shape[1] < rows or before is hidden:

@@ -64,7 +64,10 @@ class ElmoScalarMix(nn.Module):
         if self.layer_norm:
             layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
         weights = self.gamma * torch.softmax(self.weights, dim=0)  # (layers,)
-        return sum(weight * layer for weight, layer in zip(weights, layers, strict=True))  # type: ignore[return-value]
+        mixed = weights[0] * layers[0]
+        for weight, layer in zip(weights[1:], layers[1:], strict=True):
+            mixed = torch.addcmul(mixed, weight, layer)
+        return mixed
 
 
 class ElmoPreTrainedModel(PreTrainedModel):
@@ -401,8 +404,7 @@ def places_turned_around(mask: Tensor) -> Tensor:
 
 def unpack(layer: Tensor, packing: Packing, positions: int) -> Tensor:
     """(2, packed, projection_dim) in reading order -> (positions, 2 * projection_dim), zeros where no word is."""
-    sides = [
-        layer.new_zeros(positions, layer.shape[2]).index_copy(0, index, side)
-        for index, side in zip((packing.forward_index, packing.backward_index), layer, strict=True)
-    ]
-    return torch.cat(sides, dim=1)
+    both = layer.new_zeros(positions, 2, layer.shape[2])
+    for side, index in enumerate((packing.forward_index, packing.backward_index)):
+        both[:, side].index_copy_(0, index, layer[side])
+    return both.flatten(1)

@@ -63,9 +63,14 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def bmm(left: Tensor, right: Tensor) -> Tensor:
-    """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients."""
-    return torch.bmm(left, right) if len(left) > 1 else matmul(left[0], right[0])[None]
+def bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients.
+
+    It may write into `out`, and returns that or another.
+    """
+    if len(left) == 1 and prefers_onednn(left) and left.numel() and right.numel():
+        return _onednn(left[0], right[0].T)[None]
+    return torch.bmm(left, right, out=out)
 
 
 def weight_gradients(d_outputs: Tensor, inputs: Tensor) -> Tensor:
