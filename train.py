@@ -31,12 +31,14 @@ from transformers.utils import logging
 
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
+from modeling_elmo.freed_memory import keep_freed_memory
 from modeling_elmo.pretraining import Pretrainer, Stopped
 from modeling_elmo.publish import PublishError, check_destination, publish
 from modeling_elmo.text_files import DataError
 
 
 def main() -> int:
+    keep_freed_memory()
     logging.disable_progress_bar()  # of transformers: a bar for each file that is written
     try:
         args = parse_arguments(PretrainingArguments, description=__doc__)

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
+from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
 from .products import has_onednn_products
 from .text_files import DataError, ReadingReport, find_files, read_lines
@@ -325,6 +326,7 @@ def summary(arguments: argparse.Namespace, counts: dict[str, int], report: Readi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
     arguments = parse_arguments(argv)
+    keep_freed_memory()
     try:
         run(arguments)
     except (EmbeddingError, DataError, OSError) as error:

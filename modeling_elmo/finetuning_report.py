@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
 from .finetuning import ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
+from .freed_memory import keep_freed_memory
 from .processes import on_main
 from .text_files import DataError
 
@@ -137,6 +138,7 @@ def run_script(
     Returns:
         The exit code: 2 for a mistake in the arguments or the data, told in one line on stderr.
     """
+    keep_freed_memory()
     logging.disable_progress_bar()  # of transformers: a bar for each file that is written
     logging.set_verbosity_error()  # a new head is no news here
     try:

@@ -38,6 +38,7 @@ from transformers.utils import logging
 
 from .configuration_elmo import ElmoConfig
 from .embed import batches, windows
+from .freed_memory import keep_freed_memory
 from .language_model import IGNORE_INDEX, ElmoForPreTraining
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
@@ -419,6 +420,7 @@ def run(arguments: argparse.Namespace):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
     arguments = parse_arguments(argv)
+    keep_freed_memory()
     try:
         run(arguments)
     except (PerplexityError, DataError, OSError) as error:
