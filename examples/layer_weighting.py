@@ -128,6 +128,7 @@ def train(task_name: str, way: Way, arguments: argparse.Namespace) -> tuple[str,
         cache_dir=str(Path(arguments.output_dir, "layer_cache")),
         head="linear",
         feature_layers=way.layers,
+        concat_word_vectors=False,  # the mix by itself is compared
         seeds=arguments.seeds,
         num_train_epochs=arguments.num_train_epochs,
         learning_rate=arguments.learning_rate,

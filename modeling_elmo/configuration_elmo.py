@@ -112,7 +112,9 @@ class ElmoConfig(PreTrainedConfig):
         freeze_bilm: Train the head and the scalar mix only, as the paper does. Default: `True`.
         feature_layers: Which layers the head mixes. With `[0]` it sees words without context, and the LSTMs do not run.
             Default: all.
-        feature_dropout: On the mixed layers, where the head reads them. Default: 0.5.
+        concat_word_vectors: Where the head mixes layer 0 with others, it reads layer 0 beside the mix, too, as x_k in
+            [x_k; ELMo_k] (section 3.3). Default: `True`.
+        feature_dropout: On what the head reads. Default: 0.5.
         scalar_mix_l2: Weight of the squared scalar mix weights in the training loss: it pulls the mix towards the
             average of the layers. Default: 0.001.
         head: `"recurrent"`, the task model of the papers, or `"linear"`, one linear layer over the (pooled) features:
@@ -166,6 +168,7 @@ class ElmoConfig(PreTrainedConfig):
 
     freeze_bilm: bool = True
     feature_layers: list[int] | None = None
+    concat_word_vectors: bool = True
     feature_dropout: float | int = 0.5
     scalar_mix_l2: float | int = 0.001
     head: str = "recurrent"

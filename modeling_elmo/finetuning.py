@@ -45,6 +45,9 @@ class FinetuningArguments(TrainingArguments):
     feature_layers: list[int] | None = field(
         default=None, metadata={"help": "the layers that the head reads, 0 for words without context; default: all"}
     )
+    concat_word_vectors: bool | None = flag(
+        None, "let the head read layer 0 beside the mix of all layers, as in section 3.3 of the paper; default: yes"
+    )
     finetune_bilm: bool = flag(False, "train the biLM too; the paper leaves it frozen")
     bilm_learning_rate: float = flag(1e-4, "learning rate of the biLM with --finetune_bilm")
     head: str | None = flag(
@@ -114,7 +117,7 @@ class FinetuningArguments(TrainingArguments):
         """The fields of `ElmoConfig` that were asked for."""
         names = (
             *("head", "head_dim", "head_dropout", "feature_dropout", "feature_layers"),
-            *("scalar_mix_l2", "scalar_mix_layer_norm"),
+            *("concat_word_vectors", "scalar_mix_l2", "scalar_mix_layer_norm"),
         )
         options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.features != "elmo":

@@ -90,8 +90,9 @@ def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: (..., in), (out, in), (out,) -> (..., out)."""
     is_for_onednn = prefers_onednn(inputs) and prefers_onednn(weight) and not torch.is_autocast_enabled("cpu")
-    if not is_for_onednn or is_traced() or inputs.dim() < 2 or inputs.numel() == 0:
-        return F.linear(inputs, weight, bias)
+    fits = inputs.dim() >= 2 and inputs.numel() > 0 and inputs.shape[-1] == weight.shape[1]
+    if not is_for_onednn or not fits or is_traced():
+        return F.linear(inputs, weight, bias)  # with torch's own words for shapes that do not go together
     return _Linear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])
 
 

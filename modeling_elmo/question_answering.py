@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .products import Linear
-from .task_layers import BiRecurrent, ElmoFeatures, ElmoTaskModel, attend, cut_out, masked_softmax
+from .task_layers import BiRecurrent, ElmoFeatures, ElmoTaskModel, attend, cut_out, feature_dim, masked_softmax
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class ContextReader(nn.Module):
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
         width = 2 * dim + config.hidden_size
         self.dropout = nn.Dropout(dropout)
-        self.encoder = BiRecurrent(config.hidden_size, dim, 0.0)  # the features had their dropout
+        self.encoder = BiRecurrent(feature_dim(config), dim, 0.0)  # the features had their dropout
         self.attention = TrilinearScores(width)
         self.merge = Linear(4 * width, 2 * dim)
         self.self_encoder = BiRecurrent(2 * dim, dim, dropout)
@@ -56,8 +56,8 @@ class ContextReader(nn.Module):
         self.output_dim = 2 * dim
 
     def forward(self, inputs: list[Tensor], besides: list[Tensor], masks: list[Tensor]) -> Tensor:
-        """For question and context the input of the first LSTM and what stands beside its output, both (batch, words,
-        hidden_size), and the mask (batch, words) -> (batch, context words, 2 * dim)."""
+        """For question and context the input of the first LSTM and what stands beside its output, (batch, words,
+        feature_dim) and (batch, words, hidden_size), and the mask (batch, words) -> (batch, context words, 2 * dim)."""
         question, context = (
             torch.cat([self.dropout(self.encoder(vectors, mask)), beside], dim=2)
             for vectors, beside, mask in zip(inputs, besides, masks, strict=True)
@@ -143,14 +143,14 @@ class RecurrentSpans(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
-        self.attention_mix = ElmoFeatures(config)
+        self.attention_mix = ElmoFeatures(config, is_input=False)
         self.reader = ContextReader(config)
         width = self.reader.output_dim
         self.start = BoundaryScores(width, dim, dropout)
         self.end = BoundaryScores(width + 2 * dim, dim, dropout)
 
     def forward(self, features: Tensor, layers: Tensor, pairs: Pairs) -> Tensor:
-        """(batch, words, hidden_size), (batch, words, layers, hidden_size) -> (batch, words, 2), scores as start and
+        """(batch, words, feature_dim), (batch, words, layers, hidden_size) -> (batch, words, 2), scores as start and
         as end; at position 0 those of no answer, and anything where no answer may be."""
         besides = pairs.cut(self.attention_mix(layers))
         read = self.reader(pairs.cut(features), besides, pairs.masks)  # (batch, context words, 2 * dim)
@@ -170,7 +170,7 @@ class LinearSpans(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.output = nn.Linear(config.hidden_size, 2)
+        self.output = nn.Linear(feature_dim(config), 2)
 
     def forward(self, features: Tensor, layers: Tensor, pairs: Pairs) -> Tensor:
         """As `RecurrentSpans.forward`."""

@@ -21,6 +21,7 @@ from .task_layers import (
     ElmoTaskModel,
     attend,
     classification_loss,
+    feature_dim,
     masked_mean,
     split_pair,
 )
@@ -35,7 +36,7 @@ class BiattentiveEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim, dropout = config.head_dim or DEFAULT_DIM, config.head_dropout
-        self.reduce = Linear(config.hidden_size, dim)
+        self.reduce = Linear(feature_dim(config), dim)
         self.encoder = BiRecurrent(dim, dim, dropout)
         self.project = Linear(12 * dim, dim)
         self.integrator = BiRecurrent(dim, dim, dropout)
@@ -43,7 +44,7 @@ class BiattentiveEncoder(nn.Module):
         self.output_dim = 12 * dim
 
     def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, 12 * dim)."""
+        """One or two texts, each (batch, words, feature_dim) and its mask -> as many vectors (batch, 12 * dim)."""
         read = [(_beside(torch.relu(self.reduce(vectors)), mask, self.encoder), mask) for vectors, mask in texts]
         # Each text with the one it attends to; a single one is both.
         return [self._integrate(*text, *other) for text, other in zip(read, read[::-1], strict=True)]
@@ -67,10 +68,10 @@ class MeanEncoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.output_dim = config.hidden_size
+        self.output_dim = feature_dim(config)
 
     def forward(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """One or two texts, each (batch, words, hidden_size) and its mask -> as many vectors (batch, hidden_size)."""
+        """One or two texts, each (batch, words, feature_dim) and its mask -> as many vectors (batch, feature_dim)."""
         return [masked_mean(vectors, mask) for vectors, mask in texts]
 
 
@@ -89,7 +90,7 @@ class ElmoClassificationHead(nn.Module):
         self.output = nn.Linear(width if is_linear else dim, num_labels)
 
     def forward(self, features: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """(batch, words, hidden_size), (batch, words) and 0 and 1 for the texts of pairs -> (batch, num_labels)."""
+        """(batch, words, feature_dim), (batch, words) and 0 and 1 for the texts of pairs -> (batch, num_labels)."""
         vectors = self.encoder(split_pair(features, mask, token_type_ids))
         first, second = vectors[0], vectors[-1]
         joined = torch.cat([first, second, (first - second).abs(), first * second], dim=1)

@@ -16,16 +16,29 @@ from .products import is_traced
 
 
 class ElmoFeatures(nn.Module):
-    """ELMo as a head reads it: the scalar mix of the biLM's layers with dropout (equation 1 and section 3.4)."""
+    """ELMo as a head reads it: the scalar mix of the biLM's layers (equation 1) with dropout (section 3.4).
 
-    def __init__(self, config):
+    Args:
+        config: an `ElmoConfig`; its `concat_word_vectors` puts each word's vector without context before the mix, x_k
+            in [x_k; ELMo_k] of section 3.3.
+        is_input: whether this is what a head reads first. Where a head reads a mix once more, it stands alone.
+    """
+
+    def __init__(self, config, is_input: bool = True):
         super().__init__()
         self.scalar_mix = ElmoScalarMix(config, len(used_layers(config)))
         self.dropout = nn.Dropout(config.feature_dropout)
+        self.word_dim = feature_dim(config) - config.hidden_size if is_input else 0
 
     def forward(self, layers: Tensor) -> Tensor:
-        """(batch, words, layers, hidden_size) -> (batch, words, hidden_size)."""
-        return self.dropout(self.scalar_mix(layers.unbind(2)))
+        """(batch, words, layers, hidden_size) -> (batch, words, hidden_size), or (batch, words, projection_dim +
+        hidden_size) with word vectors."""
+        features = self.scalar_mix(layers.unbind(2))
+        if self.word_dim:
+            words = layers[:, :, 0, : self.word_dim]  # layer 0 has each twice
+            words = F.layer_norm(words, words.shape[-1:]) if self.scalar_mix.layer_norm else words
+            features = torch.cat([words, features], dim=2)
+        return self.dropout(features)
 
     def penalty(self) -> Tensor:
         """Square of the mix's weights before their softmax: the L2 pull towards an average (section 3.4), a scalar."""
@@ -166,6 +179,14 @@ def _init_lstm(module: nn.LSTM):
 def used_layers(config) -> list[int]:
     """The numbers of the layers that heads mix."""
     return list(range(config.num_hidden_layers + 1)) if config.feature_layers is None else list(config.feature_layers)
+
+
+def feature_dim(config) -> int:
+    """Width of what heads read first: the mix of the layers, and before it the word vectors of layer 0 if the config
+    says so and the mix is more than them."""
+    layers = used_layers(config)
+    has_words = config.concat_word_vectors and layers[0] == 0 and len(layers) > 1
+    return config.hidden_size + (config.projection_dim if has_words else 0)
 
 
 class BiRecurrent(nn.Module):

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .char_rows import BEGIN_OF_SENTENCE, END_OF_SENTENCE
 from .crf import ChainSteps, LinearChainCrf, allowed_transitions, free_steps, log_likelihood, log_marginals, viterbi
-from .task_layers import BiRecurrent, ElmoFeatures, ElmoTaskModel, check_labels
+from .task_layers import BiRecurrent, ElmoFeatures, ElmoTaskModel, check_labels, feature_dim
 
 DEFAULT_DIM = 200
 
@@ -39,7 +39,7 @@ class ElmoForTokenClassification(ElmoTaskModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.features = ElmoFeatures(config)
-        self.reader, width = None, config.hidden_size
+        self.reader, width = None, feature_dim(config)
         if config.head == "recurrent":
             dim = config.head_dim or DEFAULT_DIM
             self.reader, width = BiRecurrent(width, dim, config.head_dropout), 2 * dim

@@ -177,7 +177,7 @@ def test_regression_with_own_files(run, data, tmp_path):
     assert model.config.num_labels == 1 and model.config.problem_type == "regression"
 
 
-ONE_STEP = {"warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9}
+ONE_STEP = {"warmup_steps": 0, "optim": "sgd", "max_steps": 1, "max_grad_norm": 1e9, "head": "linear"}
 
 
 def test_the_layers_weights_have_a_learning_rate_of_their_own(run, tmp_path):

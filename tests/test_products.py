@@ -101,6 +101,12 @@ def test_linear_leaves_to_torch_what_is_not_plain_float32(calls):
     assert calls == [(2, 4)]
 
 
+def test_shapes_that_do_not_fit_are_refused_in_the_words_of_torch(calls):
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        linear(torch.randn(2, 7), torch.randn(4, 8))
+    assert not calls
+
+
 def test_linear_module_is_a_linear_layer(calls):
     ours, layer = Linear(4, 3), nn.Linear(4, 3)
     ours.load_state_dict(layer.state_dict())

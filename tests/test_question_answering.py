@@ -348,7 +348,7 @@ def test_learns_to_find_the_word_behind_the_one_that_is_asked_for():
     del batch["input_ids"]
     target = torch.tensor(answers)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
-    for _ in range(100):
+    for _ in range(200):
         loss = model(hidden_states=layers, **batch, start_positions=target, end_positions=target).loss
         optimizer.zero_grad()
         loss.backward()
