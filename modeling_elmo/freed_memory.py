@@ -14,7 +14,7 @@ VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES
 def keep_freed_memory() -> bool:
     """Ask glibc not to give freed memory back to the system before the process ends; elsewhere nothing happens.
 
-    glibc gives large blocks back at once, and each page of the next one costs a fault: a quarter to a third of the time
+    glibc gives large blocks back at once, and each page of the next one costs a fault: more than a quarter of the time
     of a training step on the CPU (benchmarks/README.md). This holds for the whole process, so it is for scripts and
     commands to call, not for a library. What the user asks of glibc by environment variables goes before it.
 

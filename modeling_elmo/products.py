@@ -56,9 +56,13 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
+def _takes_onednn(left: Tensor, right: Tensor) -> bool:
+    return prefers_onednn(left) and left.numel() > 0 and right.numel() > 0
+
+
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """(rows, inner), (inner, columns) -> (rows, columns), without gradients."""
-    if prefers_onednn(left) and left.numel() and right.numel():
+    if _takes_onednn(left, right):
         return _onednn(left, right.T)
     return left @ right
 
@@ -68,7 +72,7 @@ def bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
     It may write into `out`, and returns that or another.
     """
-    if len(left) == 1 and prefers_onednn(left) and left.numel() and right.numel():
+    if len(left) == 1 and _takes_onednn(left, right):
         return _onednn(left[0], right[0].T)[None]
     return torch.bmm(left, right, out=out)
 
