@@ -436,8 +436,8 @@ def test_layer_weighting_tells_mistakes(model, tasks, tmp_path, capsys):
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_concatenated_layers_are_all_read(normalised):
-    config = ElmoConfig(**{**TINY, "head": "linear", "feature_dropout": 0.0, "num_labels": 3})
-    config.scalar_mix_layer_norm = normalised
+    options = {"head": "linear", "feature_dropout": 0.0, "num_labels": 3, "concat_word_vectors": False}
+    config = ElmoConfig(**{**TINY, **options, "scalar_mix_layer_norm": normalised})
     layers = torch.randn(2, 4, 3, config.hidden_size)
     features = layer_weighting.Concatenation(config)(layers)
     expected = [
