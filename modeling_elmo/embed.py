@@ -138,6 +138,7 @@ def embed_window(
             for row, number in enumerate(numbers):
                 words = [layer[row, 1 : len(texts[number]) + 1] for layer in chosen]  # without <S> and </S>
                 vectors = torch.stack(words) if layers == "all" else words[0]
+                # Copied, so that the batch can be freed; a stack is a copy already.
                 results[number] = pool(vectors, pooling).to("cpu", dtype, copy=layers != "all")
             on_batch(len(batch), sum(len(text) for text in batch))
     finally:

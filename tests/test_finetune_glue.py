@@ -214,8 +214,9 @@ def test_baselines(run, tmp_path, bilm, features):
 
 
 def test_the_head_reads_the_layers_that_are_named(run, tmp_path):
-    assert run(feature_layers=[0, 1], num_train_epochs=1) == 0
-    assert ElmoForSequenceClassification.from_pretrained(tmp_path / "out").config.feature_layers == [0, 1]
+    assert run(feature_layers=[0, 1], concat_word_vectors="false", num_train_epochs=1) == 0
+    config = ElmoForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert config.feature_layers == [0, 1] and not config.concat_word_vectors
 
 
 def test_a_finished_model_is_evaluated_and_trained_further(run, tmp_path):
