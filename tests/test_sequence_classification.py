@@ -131,7 +131,7 @@ def test_a_text_has_the_same_scores_alone_and_in_a_batch(head, changes):
     scores = model(**batch).logits
     for row, length in enumerate(batch["attention_mask"].sum(1)):
         alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
-        assert_close(model(**alone).logits, scores[row : row + 1], atol=1e-6 * scores.abs().max().item())
+        assert_close(model(**alone).logits, scores[row : row + 1], atol=1e-5 + 2e-6 * scores.abs().max().item())
     single = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
     assert (model(**single).logits - scores).abs().max() > 1e-4  # one long text is something else
 
