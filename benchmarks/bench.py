@@ -237,7 +237,7 @@ def bench_profile(table: Table, short: bool):
         }
         total = max(cumulative for _, cumulative in entries.values())
         laying_out = sum(own for name, (own, _) in entries.items() if "_reorder" in name)
-        products = sum(own for name, (own, _) in entries.items() if "bmm" in name or "_linear" in name) - laying_out
+        products = sum(own for name, (own, _) in entries.items() if "bmm" in name or "_linear_pointwise" in name)
         cell = entries["cell_forward"][1]
         table.note(
             f"LSTM, {name}, batch 64, {str(dtype)[6:]}: {products / total:.0%} of the time in products, "

@@ -36,9 +36,8 @@ def interleaved(contestants: dict[Hashable, Callable[[], object]], rounds: int) 
     for _ in range(rounds):
         for name, function in contestants.items():
             start = time.perf_counter()
-            results = [result for _ in range(repeats[name]) if isinstance(result := function(), float)]
+            own = [result for _ in range(repeats[name]) if isinstance(result := function(), float)]
             passed = time.perf_counter() - start
-            own = [result for result in results if isinstance(result, float)]
             times[name].append((sum(own) if own else passed) / repeats[name])
     return {name: median(values) for name, values in times.items()}
 

@@ -136,10 +136,9 @@ def embed_window(
             output = model(**inputs.to(model.device), output_hidden_states=True)
             chosen = choose_layers(output, layers)  # (batch, words, hidden_size) each
             for row, number in enumerate(numbers):
-                words = [layer[row, 1 : len(texts[number]) + 1] for layer in chosen]  # without <S> and </S>
-                vectors = torch.stack(words) if layers == "all" else words[0]
-                # Copied, so that the batch can be freed; a stack is a copy already.
-                results[number] = pool(vectors, pooling).to("cpu", dtype, copy=layers != "all")
+                # Without <S> and </S>; a copy, so that the batch can be freed.
+                vectors = torch.stack([layer[row, 1 : len(texts[number]) + 1] for layer in chosen])
+                results[number] = pool(vectors if layers == "all" else vectors[0], pooling).to("cpu", dtype)
             on_batch(len(batch), sum(len(text) for text in batch))
     finally:
         model.train(was_training)

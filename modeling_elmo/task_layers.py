@@ -29,13 +29,14 @@ class ElmoFeatures(nn.Module):
         self.scalar_mix = ElmoScalarMix(config, len(used_layers(config)))
         self.dropout = nn.Dropout(config.feature_dropout)
         self.word_dim = feature_dim(config) - config.hidden_size if is_input else 0
+        self.word_layer = used_layers(config).index(0) if self.word_dim else None
 
     def forward(self, layers: Tensor) -> Tensor:
         """(batch, words, layers, hidden_size) -> (batch, words, hidden_size), or (batch, words, projection_dim +
         hidden_size) with word vectors."""
         features = self.scalar_mix(layers.unbind(2))
         if self.word_dim:
-            words = layers[:, :, 0, : self.word_dim]  # layer 0 has each twice
+            words = layers[:, :, self.word_layer, : self.word_dim]  # layer 0 has each twice
             words = F.layer_norm(words, words.shape[-1:]) if self.scalar_mix.layer_norm else words
             features = torch.cat([words, features], dim=2)
         return self.dropout(features)
@@ -185,7 +186,7 @@ def feature_dim(config) -> int:
     """Width of what heads read first: the mix of the layers, and before it the word vectors of layer 0 if the config
     says so and the mix is more than them."""
     layers = used_layers(config)
-    has_words = config.concat_word_vectors and layers[0] == 0 and len(layers) > 1
+    has_words = config.concat_word_vectors and 0 in layers and len(layers) > 1
     return config.hidden_size + (config.projection_dim if has_words else 0)
 
 

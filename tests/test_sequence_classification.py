@@ -203,14 +203,14 @@ def test_cached_layers_stand_in_for_ids(changes):
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("layers", [None, [0, 2]])
+@pytest.mark.parametrize("layers", [None, [0, 2], [2, 0]])
 def test_a_head_reads_words_beside_the_mix(layers, layer_norm):
     """[x_k; ELMo_k], section 3.3 of the paper."""
     options = {"feature_layers": layers, "scalar_mix_layer_norm": layer_norm}
     model = make_classifier(head="linear", **options)
     batch = make_pairs(model, [(4, 3), (1, 5)])
     found, mask = model.bilm_layers(**batch)
-    words = found[:, :, 0, :6]
+    words = found[:, :, 1 if layers == [2, 0] else 0, :6]
     assert_close(words[mask], model.elmo.word_vectors(batch["input_ids"][mask]))
     if layer_norm:
         words = nn.functional.layer_norm(words, (6,))
@@ -290,7 +290,7 @@ def test_bfloat16(head):
     expected = model(**batch)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(**batch)
-    bound = {"rtol": 0.0, "atol": 0.03 * float(expected.logits.abs().max())}
+    bound = {"rtol": 0.0, "atol": 0.02 * expected.logits.abs().max().item()}
     torch.testing.assert_close(output.logits.float(), expected.logits, **bound)
     torch.testing.assert_close(model.to(torch.bfloat16)(**batch).logits.float(), expected.logits, **bound)
 
