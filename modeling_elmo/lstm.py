@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstm_ops import fused_lstm, packed_lstm, scan_lstm
-from .products import is_traced
+from .products import LaidOutWeights, is_traced
 
 
 class ElmoState(NamedTuple):
@@ -69,7 +69,12 @@ def pack(starts: Tensor, lengths: Tensor) -> Packing:
 
 
 class ElmoLstmLayer(GradientCheckpointingLayer):
-    """One layer of both directions. Parameters as in `torch.nn.LSTM` (gates i, f, g, o), stacked over directions."""
+    """One layer of both directions. Parameters as in `torch.nn.LSTM` (gates i, f, g, o), stacked over directions.
+
+    Attributes:
+        laid_out: the weights once more in the form that products on the CPU are fastest with, while no gradient of
+            them is asked for; set it to `None` to keep none.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -82,6 +87,7 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
         self.weight_hh = nn.Parameter(torch.empty(2, 4 * dim, projection_dim))
         self.bias = nn.Parameter(torch.empty(2, 4 * dim))
         self.weight_hr = nn.Parameter(torch.empty(2, projection_dim, dim))
+        self.laid_out: LaidOutWeights | None = LaidOutWeights()
 
     def forward(
         self, inputs: Tensor, batch_sizes: list[int], hidden: Tensor, cell: Tensor
@@ -104,11 +110,11 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
             # PEFT takes its parametrisation away after the call, so that the layer would be recomputed without it.
             raise ValueError("adapters of the LSTMs and gradient checkpointing do not go together: switch one off")
         weight_ih, weight_hh, bias, weight_hr = self._weights(inputs)
-        lstm = packed_lstm if is_traced() else fused_lstm
-        return lstm(
-            inputs.to(weight_ih.dtype), weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes,
-            cell_clip=self.cell_clip, proj_clip=self.proj_clip, chunk_size=self.chunk_size,
-        )  # fmt: skip
+        tensors = (inputs.to(weight_ih.dtype), weight_ih, weight_hh, bias, weight_hr, hidden, cell)
+        bounds = {"cell_clip": self.cell_clip, "proj_clip": self.proj_clip}
+        if is_traced():
+            return packed_lstm(*tensors, batch_sizes, **bounds, chunk_size=self.chunk_size)
+        return fused_lstm(*tensors, batch_sizes, **bounds, chunk_size=self.chunk_size, laid_out=self.laid_out)
 
     def forward_padded(self, inputs: Tensor) -> Tensor:
         """Outputs before the skip, of padded texts from zero states: (2, batch, words, projection_dim) twice."""

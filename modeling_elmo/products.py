@@ -6,12 +6,14 @@ knows all processors. So there oneDNN gets float32, too (benchmarks/README.md ha
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .weight_changes import fingerprint_of
 
 # Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
 PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
@@ -150,18 +152,77 @@ def is_faster_one_by_one(weight: Tensor, batch_sizes: list[int]) -> bool:
     return (is_large and prefers_onednn(weight)) or is_laid_out(weight, batch_sizes)
 
 
-def repeated_product(weight: Tensor, batch_sizes: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+def repeated_product(
+    weight: Tensor, batch_sizes: list[int], laid_out: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """x W^T for each step: weight (directions, out, in).
+
+    Args:
+        laid_out: the weight of the one direction that there is, as `LaidOutWeights` has it.
 
     Returns:
         A function of x (directions, rows, in) and a tensor (directions, rows, out) that it may write into. It returns
         that one or another.
     """
     weight = weight.detach()
-    if len(weight) == 1 and is_laid_out(weight, batch_sizes):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight[0], max(batch_sizes))
-        return lambda inputs, out: _onednn(inputs[0], packed)[None]
+    if laid_out is None and len(weight) == 1 and is_laid_out(weight, batch_sizes):
+        laid_out = _lay_out(weight[0])
+    if laid_out is not None:
+        return lambda inputs, out: _onednn(inputs[0], laid_out)[None]
     if len(weight) == 1 and prefers_onednn(weight):
         return lambda inputs, out: _onednn(inputs[0], weight[0])[None]
     right = weight.transpose(1, 2)
     return lambda inputs, out: torch.bmm(inputs, right, out=out)
+
+
+def _lay_out(weight: Tensor) -> Tensor:
+    """(out, in) as oneDNN wants it for any number of rows but one."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+
+
+class LaidOutWeights:
+    """The weights of a frozen layer as oneDNN wants them, kept for as long as they stay what they are.
+
+    They take as much memory as the weights. A copy of this starts empty.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def clear(self):
+        """Give the memory back."""
+        self._kept: tuple[Hashable, list[tuple[Tensor, ...]]] = (None, [])  # one attribute: threads may share it
+
+    def look_up(self, weights: Sequence[Tensor], rows: int) -> list[tuple[Tensor, ...]] | None:
+        """The weights of each direction, laid out.
+
+        Args:
+            weights: (directions, out, in) each, of which the second, W_hh, decides whether this is faster.
+            rows: how many the products have at most.
+
+        Returns:
+            For each direction its part of each weight; `None` where products are faster with the weights as they are.
+        """
+        are_plain = all(type(weight) is nn.Parameter for weight in weights)  # neither quantised nor cast for this call
+        if not are_plain or not keeps_layout(weights[1], rows):
+            return None
+        fingerprint, laid_out = self._kept
+        if fingerprint != (now := fingerprint_of(weights)):
+            self.clear()  # not both at a time
+            with torch.inference_mode(False), torch.no_grad():
+                laid_out = [tuple(map(_lay_out, side)) for side in zip(*weights, strict=True)]
+            self._kept = (now, laid_out)
+        return laid_out
+
+
+def keeps_layout(weight: Tensor, rows: int) -> bool:
+    """Whether a layer with W_hh `weight` (directions, out, in) is faster with weights that were laid out before."""
+    if weight.device.type != "cpu" or not has_onednn_products(weight.dtype):
+        return False
+    multiplications = rows * weight[0].numel()
+    if weight.dtype == torch.bfloat16 or mkl_holds_back():
+        return multiplications >= FEWEST_ONE_BY_ONE
+    return rows > 1 and weight[0].nbytes >= PACKED_BYTES

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .products import Linear, linear
+from .weight_changes import fingerprint_of
 from .word_cache import WordCache, compute_once, row_keys
 
 
@@ -103,14 +104,8 @@ class ElmoWordEncoder(nn.Module):
         return all(is_plain(module) for module in self.modules())
 
     def _fingerprint(self) -> Hashable:
-        """Differs when any weight differs: its counter of changes, and a sum of its bits for changes past it."""
-        weights = []
-        for parameter in self.parameters():
-            bits = parameter.detach().flatten()
-            bits = bits.view(torch.int64) if bits.nbytes % 8 == 0 else bits.view(torch.uint8)
-            version = -1 if parameter.is_inference() else parameter._version
-            weights.append((parameter.data_ptr(), parameter.dtype, version, int(bits.sum())))
-        return (*weights, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        return fingerprint_of(self.parameters()), autocast
 
     def _encode_by_length(self, words: Tensor) -> Tensor:
         """Words of similar length together: each chunk is cut to its own longest word."""

@@ -15,7 +15,6 @@ from modeling_elmo import (
     ElmoTokenizer,
     lstm,
 )
-from modeling_elmo.lstm_ops import packed_lstm
 
 peft = pytest.importorskip("peft")
 
@@ -120,8 +119,9 @@ def test_adapted_weights_reach_the_fast_path(tiny_config, monkeypatch):
 
     model, batch, _ = make("texts", tiny_config)
     train(model, batch, steps=3)  # the first matrices of adapters are zero at first
-    for path in (watched, packed_lstm):
-        monkeypatch.setattr(lstm, "fused_lstm", path)
+    monkeypatch.setattr(lstm, "fused_lstm", watched)
+    for is_plain in (False, True):
+        monkeypatch.setattr(lstm, "is_traced", lambda is_plain=is_plain: is_plain)
         model.zero_grad()
         model(**batch).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})

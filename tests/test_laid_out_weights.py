@@ -1,0 +1,156 @@
+"""Weights that are kept in a faster form: equal numbers, never stale, and only where they pay."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor, nn
+
+from modeling_elmo import ElmoConfig, ElmoModel, products
+from modeling_elmo.lstm import ElmoLstmLayer
+from modeling_elmo.products import keeps_layout
+
+pytestmark = pytest.mark.skipif(
+    not products.has_onednn_products(torch.float32), reason="torch has no oneDNN on this machine"
+)
+SIZES = [6, 6, 4, 1]  # texts that run at each step
+
+
+@pytest.fixture(autouse=True)
+def layouts(monkeypatch) -> list[torch.Size]:
+    """The shapes of weights that were laid out; all are made to pay."""
+    shapes: list[torch.Size] = []
+    reorder = products._lay_out
+    monkeypatch.setattr(products, "keeps_layout", lambda *_: True)
+    monkeypatch.setattr(products, "_lay_out", lambda weight: (shapes.append(weight.shape), reorder(weight))[1])
+    return shapes
+
+
+def make_layer(seed: int = 0) -> ElmoLstmLayer:
+    torch.manual_seed(seed)
+    layer = ElmoLstmLayer(ElmoConfig(**{**TINY, "lstm_dim": 20, "projection_dim": 8}))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def outputs_of(layer: ElmoLstmLayer, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(2, sum(SIZES), 8, generator=generator)
+    with torch.no_grad():
+        return layer(inputs, SIZES, torch.zeros(2, 6, 8), torch.zeros(2, 6, 20))[0]  # (2, packed, projection_dim)
+
+
+def without_layout(layer: ElmoLstmLayer) -> Tensor:
+    layer = copy.deepcopy(layer)
+    layer.laid_out = None
+    return outputs_of(layer)
+
+
+def test_weights_are_laid_out_once(layouts):
+    layer = make_layer()
+    first, second = outputs_of(layer), outputs_of(layer)
+    assert layouts == [(80, 8), (80, 8), (8, 20)] * 2 and torch.equal(first, second)
+    torch.testing.assert_close(first, without_layout(layer), rtol=1e-5, atol=1e-6)
+
+
+def scale(weight: Tensor, through_data: bool):
+    with torch.no_grad():
+        (weight.data if through_data else weight).mul_(-1.5)  # through .data, torch's counter of changes stays
+
+
+CHANGES = {
+    "in place": lambda layer, name: scale(getattr(layer, name), through_data=False),
+    "through data": lambda layer, name: scale(getattr(layer, name), through_data=True),
+    "another parameter": lambda layer, name: setattr(layer, name, nn.Parameter(-getattr(layer, name).detach())),
+    "load_state_dict": lambda layer, name: layer.load_state_dict({**layer.state_dict(), name: -getattr(layer, name)}),
+    "assign": lambda layer, name: layer.load_state_dict({name: -getattr(layer, name)}, strict=False, assign=True),
+}
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "weight_hr"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_weight_is_laid_out_anew(change, name):
+    layer = make_layer()
+    before = outputs_of(layer)
+    change(layer, name)
+    after = outputs_of(layer)
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(after, without_layout(layer), rtol=1e-5, atol=1e-6)
+
+
+def test_training_gives_the_memory_back(layouts):
+    layer = make_layer()
+    outputs_of(layer)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    inputs = torch.randn(2, sum(SIZES), 8)
+    layer(inputs, SIZES, torch.zeros(2, 6, 8), torch.zeros(2, 6, 20))[0].square().sum().backward()
+    assert layer.laid_out._kept == (None, []) and len(layouts) == 6
+    optimizer.step()
+    torch.testing.assert_close(outputs_of(layer), without_layout(layer), rtol=1e-5, atol=1e-6)
+
+
+def test_copies_start_empty_and_are_independent():
+    layer = make_layer()
+    expected = outputs_of(layer)
+    other = copy.deepcopy(layer)
+    assert layer.laid_out._kept[1] and not other.laid_out._kept[1]
+    assert not pickle.loads(pickle.dumps(layer)).laid_out._kept[1]
+    scale(other.weight_hh, through_data=False)
+    assert not torch.equal(outputs_of(other), expected) and torch.equal(outputs_of(layer), expected)
+
+
+def test_threads_share_them():
+    layer = make_layer()
+    expected = [outputs_of(layer, seed) for seed in range(20)]
+    layer.laid_out.clear()
+
+    def run(seed: int) -> bool:
+        with torch.inference_mode(seed % 2 == 0):
+            return torch.equal(outputs_of(layer, seed), expected[seed])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(20)))
+
+
+def test_a_weight_that_is_cast_for_the_call_is_not_kept(layouts):
+    layer = make_layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs_of(layer)
+    assert not layouts
+    layer.weight_hh = nn.Parameter(layer.weight_hh.detach().as_subclass(type("Quantised", (Tensor,), {})))
+    outputs_of(layer)
+    assert not layouts
+
+
+def test_a_saved_model_knows_nothing_of_them(tmp_path):
+    model = ElmoModel(ElmoConfig(**TINY)).eval()
+    ids = torch.randint(1, 258, (3, 7, 50))
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+        names = set(model.state_dict())
+        model.save_pretrained(tmp_path)
+        loaded = ElmoModel.from_pretrained(tmp_path)
+        assert set(loaded.state_dict()) == names and not [name for name in names if "laid" in name]
+        assert torch.equal(loaded(ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize(
+    ("dim", "rows", "is_held_back", "is_kept"),
+    [
+        (4096, 64, False, True),
+        (4096, 1, False, False),
+        (64, 64, False, False),
+        (64, 128, True, True),
+        (64, 1, True, False),
+    ],
+)
+def test_where_they_pay(dim, rows, is_held_back, is_kept, monkeypatch):
+    """Large weights, or, where MKL holds the processor back, much work."""
+    monkeypatch.setattr(products, "mkl_holds_back", lambda: is_held_back)
+    assert keeps_layout(torch.empty(2, 4 * dim, 512), rows) is is_kept
+    assert not keeps_layout(torch.empty(2, 4 * dim, 512, device="meta"), rows)
+    assert not keeps_layout(torch.empty(2, 4 * dim, 512, dtype=torch.float64), rows)
