@@ -3,6 +3,7 @@
     python benchmarks/bench.py                          # all of it, 20 minutes and more
     python benchmarks/bench.py --short                  # fewer sentences and rounds, under 8 minutes
     python benchmarks/bench.py --only lstm latency      # some of it
+    python benchmarks/bench.py --only layout            # frozen weights that stay laid out, against the rest
     python benchmarks/bench.py --plot speed.png         # words/s over batch size and length, with the limit
 
 Everything that is compared runs in turns in one session, and medians of the turns are divided: on a shared machine
@@ -190,10 +191,12 @@ STEPS = {"small": 20, "original": 10}  # words of each text
 
 
 class OurLstm:
-    """`ElmoLstm` with random inputs of `batch` texts of `steps` words."""
+    """`ElmoLstm` with random inputs of `batch` texts of `steps` words, with or without weights that stay laid out."""
 
-    def __init__(self, config: ElmoConfig, batch: int, steps: int, dtype: torch.dtype):
+    def __init__(self, config: ElmoConfig, batch: int, steps: int, dtype: torch.dtype, keeps_layout: bool = True):
         self.lstm = ElmoLstm(config).eval()
+        for layer in self.lstm.layers if not keeps_layout else []:
+            layer.laid_out = None
         for parameter in self.lstm.parameters():
             torch.nn.init.uniform_(parameter, -0.05, 0.05)
         self.lstm.to(dtype).requires_grad_(False)
@@ -222,6 +225,20 @@ def bench_lstm(table: Table, short: bool):
                 work, rate = f"LSTM, {name}, batch {batch}", batch * steps / times["ours"]
                 table.row(work, "nn.LSTM(proj_size)", dtype, rate, times["torch"], times["ours"])
                 table.row(work, "its products alone", dtype, rate, times["limit"], times["ours"])
+
+
+def bench_layout(table: Table, short: bool):
+    """What it brings that the weights of a frozen LSTM stay laid out between calls."""
+    for name, batches in LAYOUT_BATCHES.items():
+        config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
+        for batch, dtype in itertools.product(batches, dtypes()):
+            contestants = {kept: OurLstm(config, batch, 20, dtype, kept) for kept in (True, False)}
+            times = interleaved(contestants, rounds=5 if short else 9)
+            work, rate = f"LSTM, {name}, batch {batch}", batch * 20 / times[True]
+            table.row(work, "itself, weights not kept laid out", dtype, rate, times[False], times[True])
+
+
+LAYOUT_BATCHES = {"compact": (16, 128), "small": (1, 16, 64, 256), "medium": (4, 64), "original": (1, 4, 16, 64)}
 
 
 def bench_profile(table: Table, short: bool):
@@ -374,12 +391,13 @@ def plot(path: str, short: bool):
 
 
 SECTIONS = ("encode", "lstm", "profile", "training", "brown", "latency")
+OTHERS = ("layout",)  # only where it is asked for
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer sentences and rounds")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="measure these")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS + OTHERS, default=SECTIONS, help="measure these")
     parser.add_argument("--allennlp", metavar="PYTHON", help="python of a virtual environment with AllenNLP 2.10.1")
     parser.add_argument("--plot", metavar="FILE", help="draw words/s over batch size and length there")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -20,8 +20,6 @@ PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
 # Multiplications of a step from which the two directions' products are faster one by one: measured with tiny to
 # original on AMD with AVX-512. Compact has so many with 16 texts, small with 8 and original with one.
 FEWEST_ONE_BY_ONE = 2**22
-# The same for laid out weights against MKL, measured with compact to original on AMD with AVX2.
-FEWEST_LAID_OUT = 2**25
 
 
 def is_traced() -> bool:
@@ -40,16 +38,12 @@ def has_onednn_products(dtype: torch.dtype) -> bool:
 
 
 @functools.cache
-def is_amd() -> bool:
-    """Whether this is one of AMD's processors, and torch has MKL, which is Intel's."""
-    info = Path("/proc/cpuinfo")
-    maker = info.read_text() if info.is_file() else platform.processor()
-    return "AuthenticAMD" in maker and torch.backends.mkl.is_available()
-
-
 def mkl_holds_back() -> bool:
     """Whether MKL leaves the half of this processor unused: one of AMD's with AVX-512."""
-    return is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    info = Path("/proc/cpuinfo")
+    maker = info.read_text() if info.is_file() else platform.processor()
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_avx512 and "AuthenticAMD" in maker and torch.backends.mkl.is_available()
 
 
 def prefers_onednn(tensor: Tensor) -> bool:
@@ -231,6 +225,4 @@ def keeps_layout(weight: Tensor, rows: int) -> bool:
     multiplications = rows * weight[0].numel()
     if weight.dtype == torch.bfloat16 or mkl_holds_back():
         return multiplications >= FEWEST_ONE_BY_ONE
-    if is_amd() and multiplications >= FEWEST_LAID_OUT:
-        return True
     return rows > 1 and weight[0].nbytes >= PACKED_BYTES
