@@ -382,9 +382,10 @@ def test_no_dropout_in_evaluation():
 # ---- lower precision
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 1e-2)], ids=str)
 def test_half_precision_is_close(dtype, tolerance):
-    """The half model against the float64 reference with the same rounded weights and inputs, 30 words long."""
+    """The half model against the float64 reference with the same rounded weights and inputs, 30 words long: float16
+    comes to 0.002 in torch 2.13 and to 0.006 in 2.11."""
     lengths = [30, 12, 0, 30]
     lstm = make_lstm(torch.float32, std=0.4).to(dtype)
     streams, state = make_inputs(lstm, lengths, dtype)
