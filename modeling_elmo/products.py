@@ -209,9 +209,11 @@ class LaidOutWeights:
         are_plain = all(type(weight) is nn.Parameter for weight in weights)  # neither quantised nor cast for this call
         if not are_plain or not keeps_layout(weights[1], rows):
             return None
+        now = fingerprint_of(weights)
         fingerprint, laid_out = self._kept
-        if fingerprint != (now := fingerprint_of(weights)):
-            self.clear()  # not both at a time
+        if fingerprint != now:
+            self.clear()
+            del laid_out  # the old ones, whose memory the new ones may need
             with torch.inference_mode(False), torch.no_grad():
                 laid_out = [tuple(map(_lay_out, side)) for side in zip(*weights, strict=True)]
             self._kept = (now, laid_out)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -154,3 +155,17 @@ def test_where_they_pay(dim, rows, is_held_back, is_kept, monkeypatch):
     assert keeps_layout(torch.empty(2, 4 * dim, 512), rows) is is_kept
     assert not keeps_layout(torch.empty(2, 4 * dim, 512, device="meta"), rows)
     assert not keeps_layout(torch.empty(2, 4 * dim, 512, dtype=torch.float64), rows)
+
+
+def test_old_weights_are_given_back_before_new_ones_are_made(monkeypatch):
+    layer = make_layer()
+    outputs_of(layer)
+    old = [weakref.ref(weight) for side in layer.laid_out._kept[1] for weight in side]
+    alive = []
+    lay_out = products._lay_out
+    monkeypatch.setattr(
+        products, "_lay_out", lambda weight: (alive.append(sum(ref() is not None for ref in old)), lay_out(weight))[1]
+    )
+    scale(layer.weight_hh, through_data=False)
+    outputs_of(layer)
+    assert len(old) == 6 and alive == [0] * 6
