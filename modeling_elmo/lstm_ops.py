@@ -17,7 +17,7 @@ Four functions compute it, and the tests hold their outputs and, where they have
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ def fused_lstm(
     tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
     needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
-    def run(*tensors: Any, laid_out: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    def run(*tensors: Any, laid_out: Sequence[Tensor | None] = (None,) * 3) -> tuple[Tensor, Tensor, Tensor]:
         if needs_gradient:
             return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -197,7 +197,8 @@ def fused_lstm(
     if weights is None and not is_faster_one_by_one(weight_hh, batch_sizes):
         return run(*tensors)
     sides = zip(*((None, None) if tensor is None else tensor.split(1) for tensor in tensors), strict=True)
-    results = [run(*side, laid_out=kept) for side, kept in zip(sides, weights or [(), ()], strict=True)]
+    kept: Sequence[Sequence[Tensor | None]] = weights or [(None,) * 3] * 2
+    results = [run(*side, laid_out=of_side) for side, of_side in zip(sides, kept, strict=True)]
     outputs, hidden, cell = (torch.cat(parts) for parts in zip(*results, strict=True))
     return outputs, hidden, cell
 
@@ -205,13 +206,13 @@ def fused_lstm(
 def _infer(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
     cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], chunk_size: int | None,
-    laid_out: tuple[Tensor, ...],
+    laid_out: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward pass alone, of both directions or one, in buffers that each step uses anew."""
     cell_bound, proj_bound = bounds
     rows, dim = cell.shape[1:]
     chunks = list(_chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)))
-    of_ih, of_hh, of_hr = laid_out or (None, None, None)
+    of_ih, of_hh, of_hr = laid_out
     times_ih = repeated_product(weight_ih, [sum(sizes) for sizes in chunks], of_ih)
     times_hh = repeated_product(weight_hh, batch_sizes, of_hh)
     times_hr = None if weight_hr is None else repeated_product(weight_hr, batch_sizes, of_hr)

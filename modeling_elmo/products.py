@@ -69,14 +69,11 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients.
-
-    It may write into `out`, and returns that or another.
-    """
+def bmm(left: Tensor, right: Tensor) -> Tensor:
+    """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients."""
     if len(left) == 1 and _takes_onednn(left, right):
         return _onednn(left[0], right[0].T)[None]
-    return torch.bmm(left, right, out=out)
+    return torch.bmm(left, right)
 
 
 def weight_gradients(d_outputs: Tensor, inputs: Tensor) -> Tensor:

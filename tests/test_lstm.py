@@ -382,10 +382,12 @@ def test_no_dropout_in_evaluation():
 # ---- lower precision
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 1e-2)], ids=str)
+FLOAT16 = 5e-3 if torch.__version__ >= "2.13" else 1e-2  # 2.13 comes to 0.002, 2.11 to 0.006; 2.12 was not tried
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, FLOAT16)], ids=str)
 def test_half_precision_is_close(dtype, tolerance):
-    """The half model against the float64 reference with the same rounded weights and inputs, 30 words long: float16
-    comes to 0.002 in torch 2.13 and to 0.006 in 2.11."""
+    """The half model against the float64 reference with the same rounded weights and inputs, 30 words long."""
     lengths = [30, 12, 0, 30]
     lstm = make_lstm(torch.float32, std=0.4).to(dtype)
     streams, state = make_inputs(lstm, lengths, dtype)
