@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from .cpu_kernels import user_cache
+from .c_library import user_cache
 from .text_files import DataError, ReadingReport
 
 FORMAT = 2  # part of the key: another layout is another corpus

@@ -1,27 +1,19 @@
 """The LSTM cell in C: one pass over memory where operations of torch take ten.
 
-It is compiled by the machine's own C compiler when it is first needed (about a second) and kept in a folder of the
-user's (`~/.cache/modeling_elmo`, or `$MODELING_ELMO_CACHE`). Where there is no compiler, `lstm_ops.py` does the same
-with operations of torch. `MODELING_ELMO_KERNELS=0` in the environment asks for that.
+Where it cannot be compiled, `lstm_ops.py` does the same with operations of torch.
 """
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .c_library import c_library
+
 # Numbers are stored as REAL, float or bfloat16, and computed as float. Rows lie one behind the other; the second
 # direction begins `*_stride` numbers behind the first.
-SOURCE = r"""
+ARITHMETIC = r"""
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -150,10 +142,6 @@ void cell_backward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound,
 }
 """
 
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-NATIVE = ["-march=native", "-fopenmp"]
-# The first that the compiler takes.
-CANDIDATE_FLAGS: list[list[str]] = [[*NATIVE, "-mprefer-vector-width=512"], NATIVE, NATIVE[:1], []]
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 INT64, FLOAT, INT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
 
@@ -192,73 +180,10 @@ def _places(tensors: tuple[Tensor, ...]) -> list[int]:
 
 def cell_kernels(dtype: torch.dtype) -> CellKernels | None:
     """The kernels for `dtype`, compiled at the first call; `None` if there are none or no compiler."""
-    library = _library() if dtype in NAMES else None
-    return _kernels(library, NAMES[dtype]) if library is not None else None
+    return _kernels(NAMES[dtype]) if dtype in NAMES else None
 
 
 @functools.cache
-def _kernels(library: ctypes.CDLL, name: str) -> CellKernels:
-    return CellKernels(library, name)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    if os.environ.get("MODELING_ELMO_KERNELS") == "0":
-        return None
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
-        return None
-    try:
-        return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        text = getattr(error, "stderr", None) or error
-        warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)
-        return None
-
-
-def _compiled(compiler: str) -> Path:
-    """The path of the compiled library, from the cache if it is there."""
-    source = SOURCE + "".join(CELL.replace("REAL", name) for name in NAMES.values())
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), compiler, version, _processor())
-    target = _cache_folder() / f"lstm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
-    if target.is_file():
-        return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        (Path(folder) / "lstm.c").write_text(source)
-        for index, flags in enumerate(CANDIDATE_FLAGS):
-            command = [compiler, *FLAGS, *flags, "lstm.c", "-o", "lstm.so", "-lm"]
-            is_last = index == len(CANDIDATE_FLAGS) - 1
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=is_last, timeout=60)
-            if done.returncode == 0:
-                break
-        os.replace(Path(folder) / "lstm.so", target)  # whole or not at all, also when many processes start at once
-    return target
-
-
-def _processor() -> str:
-    """What a library made with -march=native depends on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return flags[0] if flags else f"{platform.machine()} {platform.processor()} {platform.node()}"
-
-
-def user_cache() -> Path:
-    """Where this package keeps what can be made again: `$MODELING_ELMO_CACHE`, or a folder in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
-    return Path(os.environ.get("MODELING_ELMO_CACHE") or default)
-
-
-def _cache_folder() -> Path:
-    """A folder that nobody else can write to, since code is loaded from it; a new one each time if there is none."""
-    folder = user_cache()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stat = folder.stat()
-        if stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, AttributeError):  # AttributeError: Windows has no getuid
-        pass
-    return Path(tempfile.mkdtemp(prefix="modeling_elmo-"))
+def _kernels(name: str) -> CellKernels | None:
+    library = c_library("cell", ARITHMETIC + "".join(CELL.replace("REAL", name) for name in NAMES.values()))
+    return None if library is None else CellKernels(library, name)

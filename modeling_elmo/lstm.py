@@ -13,7 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstm_ops import fused_lstm, packed_lstm, scan_lstm
-from .products import LaidOutWeights, is_traced
+from .products import is_traced
+from .weight_changes import LaidOutWeights
 
 
 class ElmoState(NamedTuple):

@@ -16,16 +16,18 @@ Four functions compute it, and the tests hold their outputs and, where they have
 - `scan_lstm`: padded texts of any number and length, as one operation that torch.export and ONNX can keep a loop of.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
-from .products import LaidOutWeights, bmm, is_faster_one_by_one, repeated_product, weight_gradients
+from .products import bmm, is_faster_one_by_one, is_plain, keeps_layout, lay_out, repeated_product, weight_gradients
+from .recurrence_kernel import recurrence_kernel
+from .weight_changes import LaidOutWeights
 
 
 def naive_lstm(
@@ -180,33 +182,67 @@ def fused_lstm(
         return inputs.new_zeros(2, 0, hidden.shape[2]), hidden, cell
     bounds = (math.inf if cell_clip is None else cell_clip, math.inf if proj_clip is None else proj_clip)
     tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
-    needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-    def run(*tensors: Any, laid_out: Sequence[Tensor | None] = (None,) * 3) -> tuple[Tensor, Tensor, Tensor]:
-        if needs_gradient:
-            return _FusedLstm.apply(*tensors, batch_sizes, *bounds)
-        with torch.autocast(inputs.device.type, enabled=False):
-            return _infer(*tensors, batch_sizes=batch_sizes, bounds=bounds, chunk_size=chunk_size, laid_out=laid_out)
-
-    weights = None
-    if laid_out is not None and weight_hr is not None:
-        if needs_gradient:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        if laid_out is not None:
             laid_out.clear()  # they are about to change
-        else:
-            weights = laid_out.look_up((weight_ih, weight_hh, weight_hr), max(batch_sizes))
-    if weights is None and not is_faster_one_by_one(weight_hh, batch_sizes):
+        return _by_direction(lambda *part: _FusedLstm.apply(*part, batch_sizes, *bounds), tensors, batch_sizes)
+    with torch.autocast(inputs.device.type, enabled=False):
+        results = _infer_by_kernel(*tensors, batch_sizes=batch_sizes, bounds=bounds, laid_out=laid_out)
+        if results is not None:
+            return results
+        kept = None
+        if laid_out is not None and weight_hr is not None and keeps_layout(weight_hh, max(batch_sizes)):
+            kept = laid_out.look_up((weight_ih, weight_hh, weight_hr), lay_out)
+        infer = functools.partial(_infer, batch_sizes=batch_sizes, bounds=bounds, chunk_size=chunk_size)
+        return _by_direction(infer, tensors, batch_sizes, kept)
+
+
+def _by_direction(
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]], tensors: Sequence[Tensor | None], batch_sizes: list[int],
+    kept: Sequence[Sequence[Tensor]] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`run` for both directions at once, or, where that is faster or weights are laid out, one behind the other."""
+    weight_hh = tensors[2]
+    assert weight_hh is not None
+    if kept is None and not is_faster_one_by_one(weight_hh, batch_sizes):
         return run(*tensors)
     sides = zip(*((None, None) if tensor is None else tensor.split(1) for tensor in tensors), strict=True)
-    kept: Sequence[Sequence[Tensor | None]] = weights or [(None,) * 3] * 2
-    results = [run(*side, laid_out=of_side) for side, of_side in zip(sides, kept, strict=True)]
+    results = [
+        run(*side) if kept is None else run(*side, laid_out=kept[index]) for index, side in enumerate(sides)
+    ]  # fmt: skip
     outputs, hidden, cell = (torch.cat(parts) for parts in zip(*results, strict=True))
     return outputs, hidden, cell
+
+
+# Words of a call from which the kernel is faster where its weights were packed before, and where they must be for it.
+FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 4, 32
+
+
+def _infer_by_kernel(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
+    cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], laid_out: LaidOutWeights | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """The whole layer in C; `None` where that does not serve or is not faster."""
+    weights = [weight for weight in (weight_ih, weight_hh, weight_hr) if weight is not None]
+    words = sum(batch_sizes)
+    if words < FEWEST_WORDS or not all(is_plain(weight) and weight.device.type == "cpu" for weight in weights):
+        return None
+    kernel = recurrence_kernel(inputs.dtype)
+    if kernel is None or not kernel.takes(*(weight.shape[2] for weight in weights)):
+        return None
+    packed = None if laid_out is None else laid_out.look_up(weights, kernel.pack_layer)
+    if packed is None:
+        if words < FEWEST_WORDS_TO_PACK:
+            return None
+        packed = kernel.pack_layer(weights)
+    outputs, cell = kernel(inputs, packed, bias, hidden, cell, batch_sizes, bounds)
+    return outputs, _last_outputs(outputs, hidden, batch_sizes), cell
 
 
 def _infer(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
     cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], chunk_size: int | None,
-    laid_out: Sequence[Tensor | None],
+    laid_out: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward pass alone, of both directions or one, in buffers that each step uses anew."""
     cell_bound, proj_bound = bounds

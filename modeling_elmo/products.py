@@ -6,14 +6,12 @@ knows all processors. So there oneDNN gets float32, too (benchmarks/README.md ha
 
 import functools
 import platform
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from .weight_changes import fingerprint_of
 
 # Measured with original, medium and small on AVX2: with 2 MiB nothing is won, and laying out costs 8 steps' gain.
 PACKED_BYTES, PACKED_STEPS = 4 * 2**20, 9
@@ -46,11 +44,15 @@ def mkl_holds_back() -> bool:
     return has_avx512 and "AuthenticAMD" in maker and torch.backends.mkl.is_available()
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers are all there is to it: a quantised weight, say, knows by itself how to multiply."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def prefers_onednn(tensor: Tensor) -> bool:
     """Whether products of this tensor, float32 on the CPU, are to be oneDNN's."""
     is_float32 = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-    is_plain = type(tensor) in (Tensor, nn.Parameter)  # a quantised weight, say, knows by itself how to multiply
-    return is_float32 and is_plain and has_onednn_products(torch.float32) and mkl_holds_back()
+    return is_float32 and is_plain(tensor) and has_onednn_products(torch.float32) and mkl_holds_back()
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -155,7 +157,7 @@ def repeated_product(
     """x W^T for each step: weight (directions, out, in).
 
     Args:
-        laid_out: the weight of the one direction that there is, as `LaidOutWeights` has it.
+        laid_out: the weight of the one direction that there is, from `lay_out`.
 
     Returns:
         A function of x (directions, rows, in) and a tensor (directions, rows, out) that it may write into. It returns
@@ -177,44 +179,9 @@ def _lay_out(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, 64)
 
 
-class LaidOutWeights:
-    """The weights of a frozen layer as oneDNN wants them, kept for as long as they stay what they are.
-
-    They take as much memory as the weights. A copy of this starts empty.
-    """
-
-    def __init__(self):
-        self.clear()
-
-    def __reduce__(self):
-        return type(self), ()
-
-    def clear(self):
-        """Give the memory back."""
-        self._kept: tuple[Hashable, list[tuple[Tensor, ...]]] = (None, [])  # one attribute: threads may share it
-
-    def look_up(self, weights: Sequence[Tensor], rows: int) -> list[tuple[Tensor, ...]] | None:
-        """The weights of each direction, laid out.
-
-        Args:
-            weights: (directions, out, in) each, of which the second, W_hh, decides whether this is faster.
-            rows: how many the products have at most.
-
-        Returns:
-            For each direction its part of each weight; `None` where products are faster with the weights as they are.
-        """
-        are_plain = all(type(weight) is nn.Parameter for weight in weights)  # neither quantised nor cast for this call
-        if not are_plain or not keeps_layout(weights[1], rows):
-            return None
-        now = fingerprint_of(weights)
-        fingerprint, laid_out = self._kept
-        if fingerprint != now:
-            self.clear()
-            del laid_out  # the old ones, whose memory the new ones may need
-            with torch.inference_mode(False), torch.no_grad():
-                laid_out = [tuple(map(_lay_out, side)) for side in zip(*weights, strict=True)]
-            self._kept = (now, laid_out)
-        return laid_out
+def lay_out(weights: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Weights (directions, out, in) each -> for each direction its part of each of them, as oneDNN wants it."""
+    return [tuple(map(_lay_out, side)) for side in zip(*weights, strict=True)]
 
 
 def keeps_layout(weight: Tensor, rows: int) -> bool:

@@ -1,9 +1,10 @@
 """Whether weights are what they were: what is computed from frozen weights may be kept until they change."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fingerprint_of(weights: Iterable[Tensor]) -> Hashable:
@@ -19,3 +20,42 @@ def fingerprint_of(weights: Iterable[Tensor]) -> Hashable:
         version = -1 if weight.is_inference() else weight._version
         parts.append((weight.data_ptr(), weight.dtype, version, int(bits.sum())))
     return tuple(parts)
+
+
+class LaidOutWeights:
+    """The weights of a frozen layer in a form that is faster to multiply with, for as long as they stay what they are.
+
+    They take as much memory as the weights. A copy of this starts empty.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def clear(self):
+        """Give the memory back."""
+        self._kept: tuple[Hashable, Any] = (None, None)  # one attribute: threads may share it
+
+    def look_up(self, weights: Sequence[Tensor], lay_out: Callable[[Sequence[Tensor]], Any]) -> Any:
+        """`lay_out(weights)`, or what it was before.
+
+        Args:
+            weights: on the CPU.
+            lay_out: always the same function for the same form.
+
+        Returns:
+            `None` for weights that are quantised or were cast for this call.
+        """
+        if not all(type(weight) is nn.Parameter for weight in weights):
+            return None
+        now = (lay_out, fingerprint_of(weights))
+        of, laid_out = self._kept
+        if of != now:
+            self.clear()
+            del laid_out  # the old ones, whose memory the new ones may need
+            with torch.inference_mode(False), torch.no_grad():
+                laid_out = lay_out(weights)
+            self._kept = (now, laid_out)
+        return laid_out

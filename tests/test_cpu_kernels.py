@@ -1,4 +1,4 @@
-"""Compiling the cell, and doing without a compiler. That its numbers are right is tested in test_lstm.py."""
+"""Compiling kernels, and doing without a compiler. That their numbers are right is tested in test_lstm.py."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from modeling_elmo import cpu_kernels
+from modeling_elmo.c_library import c_library
+from modeling_elmo.recurrence_kernel import recurrence_kernel
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -19,9 +21,14 @@ def fresh(monkeypatch, tmp_path):
     """A cache of this test's own, and nothing remembered from or for other tests."""
     monkeypatch.setenv("MODELING_ELMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MODELING_ELMO_KERNELS", raising=False)
-    cpu_kernels._library.cache_clear()
+    forget()
     yield
-    cpu_kernels._library.cache_clear()
+    forget()
+
+
+def forget():
+    for remembered in (c_library, cpu_kernels._kernels, recurrence_kernel):
+        remembered.cache_clear()
 
 
 @needs_compiler
@@ -29,7 +36,7 @@ def test_compiled_once_and_kept(tmp_path, monkeypatch):
     assert cpu_kernels.cell_kernels(torch.float32) is not None
     (library,) = (tmp_path / "cache").iterdir()
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
-    cpu_kernels._library.cache_clear()
+    forget()
     runs = []
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: runs.append(command) or run(command, **kwargs))
@@ -38,13 +45,20 @@ def test_compiled_once_and_kept(tmp_path, monkeypatch):
 
 
 def test_other_dtypes_have_no_kernel():
-    assert cpu_kernels.cell_kernels(torch.float64) is None
-    assert cpu_kernels.cell_kernels(torch.float16) is None
+    for dtype in (torch.float64, torch.float16):
+        assert cpu_kernels.cell_kernels(dtype) is None and recurrence_kernel(dtype) is None
+
+
+@needs_compiler
+def test_the_recurrence_is_a_library_of_its_own(tmp_path):
+    kernel = recurrence_kernel(torch.float32)
+    (library,) = (tmp_path / "cache").iterdir()
+    assert library.name.startswith("recurrence-") and recurrence_kernel(torch.float32) is kernel
 
 
 def test_switched_off(monkeypatch, tmp_path):
     monkeypatch.setenv("MODELING_ELMO_KERNELS", "0")
-    assert cpu_kernels.cell_kernels(torch.float32) is None
+    assert cpu_kernels.cell_kernels(torch.float32) is None and recurrence_kernel(torch.float32) is None
     assert not (tmp_path / "cache").exists()
 
 

@@ -13,6 +13,7 @@ from modeling_elmo import ElmoConfig, ElmoState, cpu_kernels
 from modeling_elmo import lstm as lstm_module
 from modeling_elmo.lstm import ElmoLstm, Packing, pack
 from modeling_elmo.lstm_ops import fused_lstm, naive_lstm
+from modeling_elmo.recurrence_kernel import recurrence_kernel
 
 TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 2e-6}}
 LENGTHS = {
@@ -190,15 +191,21 @@ VARIANTS = {
 
 def choose_path(monkeypatch, path: str):
     """Let `ElmoLstm` run one of its paths: "packed", or "fused" with the cell by torch or by the compiled kernel, or
-    one direction behind the other, as on processors that MKL holds back, or so with weights that are kept laid out."""
+    one direction behind the other, as on processors that MKL holds back, or so with weights that are kept laid out; or
+    the whole layer in C."""
+    if path == "whole layer":
+        if recurrence_kernel(torch.float32) is None:
+            pytest.skip("there is no C compiler, or no processor that the kernel is for")
+        return
+    monkeypatch.setattr("modeling_elmo.lstm_ops.recurrence_kernel", lambda dtype: None)
     if path == "packed":
         monkeypatch.setattr(lstm_module, "is_traced", lambda: True)
     elif path == "fused, one by one":
         monkeypatch.setattr("modeling_elmo.products.mkl_holds_back", lambda: True)
         monkeypatch.setattr("modeling_elmo.products.FEWEST_ONE_BY_ONE", 0)
-        monkeypatch.setattr("modeling_elmo.products.keeps_layout", lambda *_: False)
+        monkeypatch.setattr("modeling_elmo.lstm_ops.keeps_layout", lambda *_: False)
     elif path == "fused, laid out":
-        monkeypatch.setattr("modeling_elmo.products.keeps_layout", lambda *_: True)
+        monkeypatch.setattr("modeling_elmo.lstm_ops.keeps_layout", lambda *_: True)
     elif path == "fused, torch":
         monkeypatch.setattr("modeling_elmo.lstm_ops.cell_kernels", lambda dtype: None)
     elif shutil.which("cc") is None:
@@ -241,7 +248,7 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
 
 
 @pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 2**30])
-@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "fused, one by one", "fused, laid out"])
+@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "fused, one by one", "fused, laid out", "whole layer"])
 def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     """Without gradients other buffers are used; with many rows the kernel runs on several threads."""
     choose_path(monkeypatch, path)
@@ -253,11 +260,13 @@ def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     with torch.no_grad():
         actual, end = run(lstm, streams, lengths, state)
     assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)
-    assert [bool(layer.laid_out._kept[1]) for layer in lstm.layers] == [path == "fused, laid out"] * 2
+    is_kept = path in ("fused, laid out", "whole layer")
+    assert [layer.laid_out._kept[1] is not None for layer in lstm.layers] == [is_kept] * 2
 
 
 def test_weights_laid_out_for_onednn(monkeypatch):
     """Large weights and many steps take another library's products."""
+    choose_path(monkeypatch, "fused, kernel")
     lengths = [12, 3, 12, 0, 7]
     lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19)
     streams, state = make_inputs(lstm, lengths, torch.float32)

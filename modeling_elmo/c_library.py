@@ -1,0 +1,89 @@
+"""C compiled on the spot, by the machine's own compiler and for its own processor.
+
+A library is compiled when it is first needed (a second or two) and kept in a folder of the user's
+(`~/.cache/modeling_elmo`, or `$MODELING_ELMO_CACHE`). `MODELING_ELMO_KERNELS=0` in the environment asks for none.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+NATIVE = ["-march=native", "-fopenmp"]
+# The first that the compiler takes.
+CANDIDATE_FLAGS: list[list[str]] = [[*NATIVE, "-mprefer-vector-width=512"], NATIVE, NATIVE[:1], []]
+
+
+@functools.cache
+def c_library(name: str, source: str) -> ctypes.CDLL | None:
+    """The library of that source; `None`, with a warning the first time, where it cannot be compiled.
+
+    Args:
+        name: what its file's name begins with.
+        source: C, with OpenMP or without it.
+    """
+    if os.environ.get("MODELING_ELMO_KERNELS") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, name, source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        text = getattr(error, "stderr", None) or error
+        warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)
+        return None
+
+
+def _compiled(compiler: str, name: str, source: str) -> Path:
+    """The path of the compiled library, from the cache if it is there."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), compiler, version, _processor())
+    target = _cache_folder() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
+    if target.is_file():
+        return target
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        (Path(folder) / "source.c").write_text(source)
+        for index, flags in enumerate(CANDIDATE_FLAGS):
+            command = [compiler, *FLAGS, *flags, "source.c", "-o", "library.so", "-lm"]
+            is_last = index == len(CANDIDATE_FLAGS) - 1
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=is_last, timeout=60)
+            if done.returncode == 0:
+                break
+        os.replace(Path(folder) / "library.so", target)  # whole or not at all, also when many processes start at once
+    return target
+
+
+def _processor() -> str:
+    """What a library made with -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return flags[0] if flags else f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+def user_cache() -> Path:
+    """Where this package keeps what can be made again: `$MODELING_ELMO_CACHE`, or a folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
+    return Path(os.environ.get("MODELING_ELMO_CACHE") or default)
+
+
+def _cache_folder() -> Path:
+    """A folder that nobody else can write to, since code is loaded from it; a new one each time if there is none."""
+    folder = user_cache()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = folder.stat()
+        if stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, AttributeError):  # AttributeError: Windows has no getuid
+        pass
+    return Path(tempfile.mkdtemp(prefix="modeling_elmo-"))
