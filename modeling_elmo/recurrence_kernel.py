@@ -34,8 +34,8 @@ SIZES = r"""
 #endif
 #define COLUMNS (4 * LANES)     /* of a block: four gates of LANES cells, or as many outputs */
 #define GROUP (64 / LANES)      /* blocks of a task: 64 cells, whole lines of the cache */
-#define ROWS 24                 /* texts of a task */
-#define DEPTH 128               /* inputs whose weights stay in the first cache meanwhile */
+#define ROWS 72                 /* texts of a task */
+#define DEPTH 64                /* inputs whose weights stay in the first cache meanwhile */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t pairs __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
@@ -118,11 +118,16 @@ static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const RE
     for (int64_t first = 0; first < depth; first += DEPTH) {
         int64_t part = depth - first < DEPTH ? depth - first : DEPTH, r = 0;
         const REAL *w_part = w + first * COLUMNS;
-        #define RUN(n) tile_REAL(n, part, x + r * depth + first, depth, w_part, sums + r * COLUMNS), r += n
-        while (rows - r >= TILE) RUN(TILE);
-        if (TILE > 4 && rows - r >= 4) RUN((TILE > 4 ? 4 : 1));
-        if (TILE > 2 && rows - r >= 2) RUN((TILE > 2 ? 2 : 1));
-        while (rows > r) RUN(1);
+        /* The weights of the next part, which lie behind these, are on their way meanwhile. */
+        const char *next = (const char *)(w_part + part * COLUMNS);
+        int64_t ahead = part * COLUMNS * (int64_t)sizeof(REAL), per_row = rows < TILE ? 0 : ahead / rows;
+        #define RUN(n) \
+            for (int64_t line = r * per_row; line < (r + n) * per_row; line += 64) __builtin_prefetch(next + line, 0, 2); \
+            tile_REAL(n, part, x + r * depth + first, depth, w_part, sums + r * COLUMNS), r += n
+        while (rows - r >= TILE) { RUN(TILE); }
+        if (TILE > 4 && rows - r >= 4) { RUN((TILE > 4 ? 4 : 1)); }
+        if (TILE > 2 && rows - r >= 2) { RUN((TILE > 2 ? 2 : 1)); }
+        while (rows > r) { RUN(1); }
         #undef RUN
     }
 }
