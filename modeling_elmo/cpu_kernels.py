@@ -67,28 +67,50 @@ static inline float tanh_(float x) {
 static inline float clip(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 """
 
-# `bound` is infinite where nothing is clipped.
+# One place of the cell. gates and their gradients are i, f, g, o, `dim` apart; `bound` is infinite where none is.
+PLACE = r"""
+/* i, f, g, o: before activation. out = sigmoid(o) * tanh(new_c). With `keep`, gates takes the activated ones. */
+static inline void forward_place_REAL(float i, float f, float g, float o, float c, float bound, int64_t dim,
+                                      float *new_c, REAL *out, const int keep, REAL *gates) {
+    float in = sigmoid(i), forget = sigmoid(f), candidate = tanh_(g), out_gate = sigmoid(o);
+    float value = clip(fmaf(forget, c, in * candidate), bound);
+    *new_c = value;
+    store_REAL(out, out_gate * tanh_(value));
+    if (keep) {
+        store_REAL(gates, in);
+        store_REAL(gates + dim, forget);
+        store_REAL(gates + 2 * dim, candidate);
+        store_REAL(gates + 3 * dim, out_gate);
+    }
+}
+
+/* gates: activated. d: the gradient of out; d_c: that of new_c, afterwards that of c. d_gates: for the gradient of the
+   gates before activation. A cell at its bound passes no gradient on. */
+static inline void backward_place_REAL(const REAL *gates, float c, float new_c, float d, float bound, int64_t dim,
+                                       float *d_c, REAL *d_gates) {
+    float in = load_REAL(gates), forget = load_REAL(gates + dim), candidate = load_REAL(gates + 2 * dim);
+    float out_gate = load_REAL(gates + 3 * dim), squashed = tanh_(new_c);
+    float d_value = fmaf(d * out_gate, 1.0f - squashed * squashed, *d_c);
+    d_value = fabsf(new_c) < bound ? d_value : 0.0f;
+    store_REAL(d_gates, d_value * candidate * in * (1.0f - in));
+    store_REAL(d_gates + dim, d_value * c * forget * (1.0f - forget));
+    store_REAL(d_gates + 2 * dim, d_value * in * (1.0f - candidate * candidate));
+    store_REAL(d_gates + 3 * dim, d * squashed * out_gate * (1.0f - out_gate));
+    *d_c = d_value * forget;
+}
+"""
+
 CELL = r"""
 /* The cell of both directions or one: `sides` is 2 or 1. gates, recurrent (sides, rows, 4 * dim) and bias (sides,
    4 * dim) together are i, f, g, o; with `keep`, gates holds the activated ones afterwards. cell (sides, rows, dim) ->
-   new_cell, which may be the same. output = sigmoid(o) * tanh(new_cell). */
+   new_cell, which may be the same. */
 static inline void forward_row_REAL(int64_t dim, float bound, const int keep, REAL *restrict g, const REAL *restrict r,
                                     const REAL *restrict b, const float *c, float *new_c, REAL *restrict out) {
     #pragma omp simd
     for (int64_t k = 0; k < dim; k++) {
-        float in = sigmoid(load_REAL(g + k) + load_REAL(r + k) + load_REAL(b + k));
-        float forget = sigmoid(load_REAL(g + dim + k) + load_REAL(r + dim + k) + load_REAL(b + dim + k));
-        float candidate = tanh_(load_REAL(g + 2 * dim + k) + load_REAL(r + 2 * dim + k) + load_REAL(b + 2 * dim + k));
-        float out_gate = sigmoid(load_REAL(g + 3 * dim + k) + load_REAL(r + 3 * dim + k) + load_REAL(b + 3 * dim + k));
-        float value = clip(fmaf(forget, c[k], in * candidate), bound);
-        new_c[k] = value;
-        store_REAL(out + k, out_gate * tanh_(value));
-        if (keep) {
-            store_REAL(g + k, in);
-            store_REAL(g + dim + k, forget);
-            store_REAL(g + 2 * dim + k, candidate);
-            store_REAL(g + 3 * dim + k, out_gate);
-        }
+        #define GATE(at) load_REAL(g + at * dim + k) + load_REAL(r + at * dim + k) + load_REAL(b + at * dim + k)
+        forward_place_REAL(GATE(0), GATE(1), GATE(2), GATE(3), c[k], bound, dim, new_c + k, out + k, keep, g + k);
+        #undef GATE
     }
 }
 
@@ -111,7 +133,7 @@ void cell_forward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound, in
 }
 
 /* gates: activated. d_cell (sides, rows, dim): the gradient of new_cell; afterwards that of cell. d_output: that of
-   output. d_gates: for the gradient of the gates before activation. A cell at its bound passes no gradient on. */
+   output. d_gates: for the gradient of the gates before activation. */
 void cell_backward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound,
                         const REAL *gates, int64_t gates_stride, const float *cell, int64_t cell_stride,
                         const float *new_cell, int64_t new_cell_stride,
@@ -127,23 +149,19 @@ void cell_backward_REAL(int64_t sides, int64_t rows, int64_t dim, float bound,
         REAL *restrict d_g = d_gates + side * d_gates_stride + place * 4 * dim;
         float *restrict d_c = d_cell + side * d_cell_stride + place * dim;
         #pragma omp simd
-        for (int64_t k = 0; k < dim; k++) {
-            float in = load_REAL(g + k), forget = load_REAL(g + dim + k), candidate = load_REAL(g + 2 * dim + k);
-            float out_gate = load_REAL(g + 3 * dim + k), squashed = tanh_(new_c[k]), d = load_REAL(d_out + k);
-            float d_value = fmaf(d * out_gate, 1.0f - squashed * squashed, d_c[k]);
-            d_value = fabsf(new_c[k]) < bound ? d_value : 0.0f;
-            store_REAL(d_g + k, d_value * candidate * in * (1.0f - in));
-            store_REAL(d_g + dim + k, d_value * c[k] * forget * (1.0f - forget));
-            store_REAL(d_g + 2 * dim + k, d_value * in * (1.0f - candidate * candidate));
-            store_REAL(d_g + 3 * dim + k, d * squashed * out_gate * (1.0f - out_gate));
-            d_c[k] = d_value * forget;
-        }
+        for (int64_t k = 0; k < dim; k++)
+            backward_place_REAL(g + k, c[k], new_c[k], load_REAL(d_out + k), bound, dim, d_c + k, d_g + k);
     }
 }
 """
 
 NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 INT64, FLOAT, INT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+
+
+def for_each_dtype(source: str) -> str:
+    """The C in which REAL stands for a type and names carry it, once for each type."""
+    return "".join(source.replace("REAL", name) for name in NAMES.values())
 
 
 class CellKernels:
@@ -185,5 +203,5 @@ def cell_kernels(dtype: torch.dtype) -> CellKernels | None:
 
 @functools.cache
 def _kernels(name: str) -> CellKernels | None:
-    library = c_library("cell", ARITHMETIC + "".join(CELL.replace("REAL", name) for name in NAMES.values()))
+    library = c_library("cell", ARITHMETIC + for_each_dtype(PLACE + CELL))
     return None if library is None else CellKernels(library, name)

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
 from .products import bmm, is_faster_one_by_one, is_plain, keeps_layout, lay_out, repeated_product, weight_gradients
-from .recurrence_kernel import recurrence_kernel
+from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel
 from .weight_changes import LaidOutWeights
 
 
@@ -218,25 +218,31 @@ def _by_direction(
 FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 4, 32
 
 
+def _kernel_for(inputs: Tensor, weights: Sequence[Tensor | None], words: int) -> RecurrenceKernel | None:
+    """The whole layer in C; `None` where it does not serve or is not faster."""
+    given = [weight for weight in weights if weight is not None]
+    if words < FEWEST_WORDS or not all(is_plain(weight) and weight.device.type == "cpu" for weight in given):
+        return None
+    kernel = recurrence_kernel(inputs.dtype)
+    return kernel if kernel is not None and kernel.takes(*(weight.shape[2] for weight in given)) else None
+
+
 def _infer_by_kernel(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
     cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], laid_out: LaidOutWeights | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """The whole layer in C; `None` where that does not serve or is not faster."""
-    weights = [weight for weight in (weight_ih, weight_hh, weight_hr) if weight is not None]
-    words = sum(batch_sizes)
-    if words < FEWEST_WORDS or not all(is_plain(weight) and weight.device.type == "cpu" for weight in weights):
-        return None
-    kernel = recurrence_kernel(inputs.dtype)
-    if kernel is None or not kernel.takes(*(weight.shape[2] for weight in weights)):
+    """The forward pass alone, in C where that is faster."""
+    weights, words = (weight_ih, weight_hh, weight_hr), sum(batch_sizes)
+    kernel = _kernel_for(inputs, weights, words)
+    if kernel is None:
         return None
     packed = None if laid_out is None else laid_out.look_up(weights, kernel.pack_layer)
     if packed is None:
         if words < FEWEST_WORDS_TO_PACK:
             return None
         packed = kernel.pack_layer(weights)
-    outputs, cell = kernel(inputs, packed, bias, hidden, cell, batch_sizes, bounds)
-    return outputs, _last_outputs(outputs, hidden, batch_sizes), cell
+    results = kernel.forward(inputs, packed, bias, hidden, cell, batch_sizes, bounds)
+    return results.outputs, _last_outputs(results.outputs, hidden, batch_sizes), results.cell
 
 
 def _infer(
@@ -314,76 +320,99 @@ class _FusedLstm(torch.autograd.Function):
     def forward(
         ctx, inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell, batch_sizes, cell_bound, proj_bound
     ):  # fmt: skip
-        packed, dim = inputs.shape[1], cell.shape[2]
-        directions = len(inputs)  # both or one
-        outputs = inputs.new_empty(directions, packed, hidden.shape[2])
+        bounds, weights = (cell_bound, proj_bound), (weight_ih, weight_hh, weight_hr)
         with torch.autocast(inputs.device.type, enabled=False):
-            times_hh = repeated_product(weight_hh, batch_sizes)
-            times_hr = None if weight_hr is None else repeated_product(weight_hr, batch_sizes)
-            gates = bmm(inputs, weight_ih.transpose(1, 2))  # (directions, packed, 4 * lstm_dim)
-            cells = cell.new_empty(directions, packed, dim)
-            # sigmoid(o) * tanh(c), what is projected
-            mixed = outputs if weight_hr is None else inputs.new_empty(directions, packed, dim)
-            tensors = (gates, cells, mixed, outputs)
-            before, cell_before, buffer = hidden, cell.contiguous(), None
-            for one_gates, one_cell, one_mixed, output in zip(*(x.split(batch_sizes, 1) for x in tensors), strict=True):
-                rows = output.shape[1]
-                if buffer is None or rows < before.shape[1]:
-                    before, cell_before = before[:, :rows], cell_before[:, :rows]
-                    buffer, _, projected = _step_buffers(one_gates, dim, output)
-                recurrent = times_hh(before, buffer)  # (directions, rows, 4 * lstm_dim)
-                cell_forward(one_gates, recurrent, bias, cell_before, one_cell, one_mixed, cell_bound, keep=True)
-                if times_hr is not None:
-                    torch.clamp(times_hr(one_mixed, projected), -proj_bound, proj_bound, out=output)
-                before, cell_before = output, one_cell
-            final_hidden = _last_outputs(outputs, hidden, batch_sizes)
-            final_cell = _last_outputs(cells, cell, batch_sizes)
-        ctx.save_for_backward(
-            inputs, weight_ih, weight_hh, weight_hr, hidden, cell, gates, cells, mixed, outputs
-        )  # fmt: skip
-        ctx.batch_sizes, ctx.bounds = batch_sizes, (cell_bound, proj_bound)
-        return outputs, final_hidden, final_cell
+            kernel = _kernel_for(inputs, weights, sum(batch_sizes))
+            if kernel is not None:
+                packed = kernel.pack_layer(weights)
+                results = kernel.forward(inputs, packed, bias, hidden, cell, batch_sizes, bounds, keep=True)
+            else:
+                results = _forward_steps(inputs, *weights, bias, hidden, cell, batch_sizes, bounds)
+            final_hidden = _last_outputs(results.outputs, hidden, batch_sizes)
+            final_cell = _last_outputs(results.cells, cell, batch_sizes)
+        ctx.save_for_backward(inputs, *weights, hidden, *results)
+        ctx.batch_sizes, ctx.bounds, ctx.kernel = batch_sizes, bounds, kernel
+        return results.outputs, final_hidden, final_cell
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_outputs, d_final_hidden, d_final_cell):
-        inputs, weight_ih, weight_hh, weight_hr, hidden, cell, gates, cells, mixed, outputs = ctx.saved_tensors
-        cell = cell.contiguous()
-        batch_sizes, (cell_bound, proj_bound) = ctx.batch_sizes, ctx.bounds
+        inputs, weight_ih, weight_hh, weight_hr, hidden, *saved = ctx.saved_tensors
+        results, batch_sizes = LayerResults(*saved), ctx.batch_sizes
         running, last = _last_places(batch_sizes, inputs.device)
         with torch.autocast(inputs.device.type, enabled=False):
             # (directions, packed, projection_dim)
-            d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running])
+            d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running]).contiguous()
             d_cell = d_final_cell.clone(memory_format=torch.contiguous_format)  # (directions, rows, lstm_dim)
-            d_gates = torch.empty_like(gates)  # (directions, packed, 4 * lstm_dim)
-            per_step = (gates, cells, d_gates, d_outputs, outputs)
-            steps = list(zip(*(tensor.split(batch_sizes, 1) for tensor in per_step), strict=True))
-            for step in reversed(range(len(steps))):
-                one_gates, one_cell, one_d_gates, d_output, output = steps[step]
-                rows = d_output.shape[1]
-                if weight_hr is None:
-                    d_mixed = d_output
-                else:
-                    d_output.mul_(output.abs() < proj_bound)
-                    d_mixed = bmm(d_output, weight_hr)  # (directions, rows, lstm_dim)
-                cell_before = (steps[step - 1][1] if step > 0 else cell)[:, :rows]
-                cell_backward(one_gates, cell_before, one_cell, d_mixed, d_cell[:, :rows], one_d_gates, cell_bound)
-                d_hidden = bmm(one_d_gates, weight_hh)  # (directions, rows, projection_dim)
-                if step > 0:
-                    steps[step - 1][3][:, :rows] += d_hidden
-            hiddens_before = _shifted(outputs, hidden, batch_sizes)  # (directions, packed, projection_dim)
-            d_hidden = torch.cat([d_hidden, d_final_hidden[:, running:]], dim=1)
+            arguments = (results, weight_hh, weight_hr, d_outputs, d_cell, batch_sizes, ctx.bounds)
+            d_gates, d_hidden = (_backward_steps if ctx.kernel is None else ctx.kernel.backward)(*arguments)
+            hiddens_before = _shifted(results.outputs, hidden, batch_sizes)  # (directions, packed, projection_dim)
             need = ctx.needs_input_grad
             return (
                 bmm(d_gates, weight_ih) if need[0] else None,
                 weight_gradients(d_gates, inputs) if need[1] else None,
                 weight_gradients(d_gates, hiddens_before) if need[2] else None,
                 d_gates.sum(1) if need[3] else None,
-                weight_gradients(d_outputs, mixed) if need[4] and weight_hr is not None else None,
-                d_hidden if need[5] else None,
+                weight_gradients(d_outputs, results.mixed) if need[4] and weight_hr is not None else None,
+                torch.cat([d_hidden, d_final_hidden[:, running:]], dim=1) if need[5] else None,
                 d_cell if need[6] else None,
                 None, None, None,
             )  # fmt: skip
+
+
+def _forward_steps(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, weight_hr: Tensor | None, bias: Tensor, hidden: Tensor,
+    cell: Tensor, batch_sizes: list[int], bounds: tuple[float, float],
+) -> LayerResults:  # fmt: skip
+    """`RecurrenceKernel.forward` with `keep`, step by step, on any device."""
+    cell_bound, proj_bound = bounds
+    packed, dim = inputs.shape[1], cell.shape[2]
+    directions = len(inputs)  # both or one
+    outputs = inputs.new_empty(directions, packed, hidden.shape[2])
+    times_hh = repeated_product(weight_hh, batch_sizes)
+    times_hr = None if weight_hr is None else repeated_product(weight_hr, batch_sizes)
+    gates = bmm(inputs, weight_ih.transpose(1, 2))  # (directions, packed, 4 * lstm_dim)
+    cell = cell.contiguous()
+    cells = cell.new_empty(directions, packed, dim)
+    mixed = outputs if weight_hr is None else inputs.new_empty(directions, packed, dim)
+    before, cell_before, buffer = hidden, cell, None
+    per_step = (gates, cells, mixed, outputs)
+    for one_gates, one_cell, one_mixed, output in zip(*(x.split(batch_sizes, 1) for x in per_step), strict=True):
+        rows = output.shape[1]
+        if buffer is None or rows < before.shape[1]:
+            before, cell_before = before[:, :rows], cell_before[:, :rows]
+            buffer, _, projected = _step_buffers(one_gates, dim, output)
+        recurrent = times_hh(before, buffer)  # (directions, rows, 4 * lstm_dim)
+        cell_forward(one_gates, recurrent, bias, cell_before, one_cell, one_mixed, cell_bound, keep=True)
+        if times_hr is not None:
+            torch.clamp(times_hr(one_mixed, projected), -proj_bound, proj_bound, out=output)
+        before, cell_before = output, one_cell
+    return LayerResults(outputs, cell, mixed, cells, gates)
+
+
+def _backward_steps(
+    results: LayerResults, weight_hh: Tensor, weight_hr: Tensor | None, d_outputs: Tensor, d_cell: Tensor,
+    batch_sizes: list[int], bounds: tuple[float, float],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`RecurrenceKernel.backward`, step by step, on any device."""
+    cell_bound, proj_bound = bounds
+    d_gates = torch.empty_like(results.gates)  # (directions, packed, 4 * lstm_dim)
+    per_step = (results.gates, results.cells, d_gates, d_outputs, results.outputs)
+    steps = list(zip(*(tensor.split(batch_sizes, 1) for tensor in per_step), strict=True))
+    for step in reversed(range(len(steps))):
+        one_gates, one_cell, one_d_gates, d_output, output = steps[step]
+        rows = d_output.shape[1]
+        if weight_hr is None:
+            d_mixed = d_output
+        else:
+            d_output.mul_(output.abs() < proj_bound)
+            d_mixed = bmm(d_output, weight_hr)  # (directions, rows, lstm_dim)
+        cell_before = (steps[step - 1][1] if step > 0 else results.cell)[:, :rows]
+        cell_backward(one_gates, cell_before, one_cell, d_mixed, d_cell[:, :rows], one_d_gates, cell_bound)
+        d_hidden = bmm(one_d_gates, weight_hh)  # (directions, rows, projection_dim)
+        if step > 0:
+            steps[step - 1][3][:, :rows] += d_hidden
+    return d_gates, d_hidden
 
 
 def _shifted(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:

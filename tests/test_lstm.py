@@ -223,6 +223,7 @@ def choose_path(monkeypatch, path: str):
         (torch.float32, "fused, torch"),
         (torch.float32, "fused, kernel"),
         (torch.float32, "fused, one by one"),
+        (torch.float32, "whole layer"),
     ],
     ids=str,
 )
@@ -248,7 +249,9 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
 
 
 @pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 2**30])
-@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "fused, one by one", "fused, laid out", "whole layer"])
+@pytest.mark.parametrize(
+    "path", ["packed", "fused, torch", "fused, kernel", "fused, one by one", "fused, laid out", "whole layer"]
+)
 def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     """Without gradients other buffers are used; with many rows the kernel runs on several threads."""
     choose_path(monkeypatch, path)
