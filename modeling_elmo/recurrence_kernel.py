@@ -125,7 +125,7 @@ class RecurrenceKernel:
             outputs, *kept,
         )  # fmt: skip
         sizes = (sides, len(batch_sizes), rows, words, width, dim, 0 if is_plain else out_width, out_width)
-        self._forward(_Layer(*sizes, *bounds, *map(_address, tensors)))
+        self._forward(_Layer(*sizes, bounds[0], _as_stored(bounds[1], outputs), *map(_address, tensors)))
         return LayerResults(outputs, cell, mixed, cells, gates)
 
     def backward(
@@ -157,7 +157,7 @@ class RecurrenceKernel:
             gates, outputs, cell, cells, d_cell, d_outputs, d_gates, d_hidden,
         )  # fmt: skip
         sizes = (sides, len(batch_sizes), rows, words, dim, 0 if weight_hr is None else out_width, out_width)
-        projection_bound = math.inf if weight_hr is None else bounds[1]
+        projection_bound = math.inf if weight_hr is None else _as_stored(bounds[1], outputs)
         self._backward(_Gradient(*sizes, bounds[0], projection_bound, *map(_address, tensors)))
         return d_gates, d_hidden[:, : batch_sizes[0]]
 
@@ -166,6 +166,11 @@ class RecurrenceKernel:
         gates = bias.float().unflatten(1, (4, -1))  # (directions, 4, lstm_dim)
         gates = F.pad(gates, (0, -gates.shape[2] % self.lanes)).unflatten(2, (-1, self.lanes))
         return gates.transpose(1, 2).flatten(2).contiguous()
+
+
+def _as_stored(bound: float, tensor: Tensor) -> float:
+    """What lies at the bound, in the dtype of `tensor`."""
+    return torch.tensor(bound, dtype=tensor.dtype).item()
 
 
 def _address(tensor: Tensor | None) -> int | None:
