@@ -3,7 +3,7 @@
     python benchmarks/bench.py                          # all of it, 20 minutes and more
     python benchmarks/bench.py --short                  # fewer sentences and rounds, under 8 minutes
     python benchmarks/bench.py --only lstm latency      # some of it
-    python benchmarks/bench.py --only layout            # frozen weights that stay laid out, against the rest
+    python benchmarks/bench.py --only kernel            # the whole layer in C, against operations of torch
     python benchmarks/bench.py --plot speed.png         # words/s over batch size and length, with the limit
 
 Everything that is compared runs in turns in one session, and medians of the turns are divided: on a shared machine
@@ -33,12 +33,13 @@ from timing import Table, interleaved, lanes, random_model, seconds
 from transformers.utils.logging import disable_progress_bar
 
 import modeling_elmo
-from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer, lstm_ops
 from modeling_elmo.cpu_kernels import cell_kernels
 from modeling_elmo.embed import embed
 from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
 from modeling_elmo.lstm_ops import naive_lstm
 from modeling_elmo.products import has_onednn_products
+from modeling_elmo.recurrence_kernel import recurrence_kernel
 from modeling_elmo.word_cache import WordCache
 
 ROOT = Path(__file__).parents[1]
@@ -227,40 +228,73 @@ def bench_lstm(table: Table, short: bool):
                 table.row(work, "its products alone", dtype, rate, times["limit"], times["ours"])
 
 
-def bench_layout(table: Table, short: bool):
-    """What it brings that the weights of a frozen LSTM stay laid out between calls."""
-    for name, batches in LAYOUT_BATCHES.items():
+def bench_kernel(table: Table, short: bool):
+    """What it brings that a whole layer runs in C, and that it keeps its weights packed."""
+    for name, batches in KERNEL_BATCHES.items():
         config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
-        for batch, dtype in itertools.product(batches, dtypes()):
-            contestants = {kept: OurLstm(config, batch, 20, dtype, kept) for kept in (True, False)}
+        for batch, dtype in itertools.product(batches, (torch.float32, torch.bfloat16)):
+            if recurrence_kernel(dtype) is None:
+                continue
+            ours = OurLstm(config, batch, 20, dtype)
+            contestants = {
+                "in C": ours,
+                "itself, packed for each call": OurLstm(config, batch, 20, dtype, keeps_layout=False),
+            }
+            if dtype in dtypes():
+                contestants["itself, step by step in torch"] = functools.partial(step_by_step, ours)
+            elif dtype == torch.bfloat16:
+                contestants["itself in float32"] = OurLstm(config, batch, 20, torch.float32)
             times = interleaved(contestants, rounds=5 if short else 9)
-            work, rate = f"LSTM, {name}, batch {batch}", batch * 20 / times[True]
-            table.row(work, "itself, weights not kept laid out", dtype, rate, times[False], times[True])
+            for against in list(contestants)[1:]:
+                rate = batch * 20 / times["in C"]
+                table.row(f"LSTM, {name}, batch {batch}", against, dtype, rate, times[against], times["in C"])
 
 
-LAYOUT_BATCHES = {"compact": (16, 128), "small": (1, 16, 64, 256), "medium": (4, 64), "original": (1, 4, 16, 64)}
+KERNEL_BATCHES = {"compact": (1, 16, 128), "small": (1, 4, 16, 64, 256), "medium": (4, 64), "original": (1, 4, 16, 64)}
+
+
+def step_by_step(lstm: OurLstm):
+    """Run it as where the layer's kernel does not serve."""
+    kernel, lstm_ops.recurrence_kernel = lstm_ops.recurrence_kernel, lambda dtype: None
+    try:
+        lstm()
+    finally:
+        lstm_ops.recurrence_kernel = kernel
 
 
 def bench_profile(table: Table, short: bool):
-    """Where the LSTM's time goes."""
+    """Where the LSTM's time goes: in C, and step by step."""
     for name, dtype in itertools.product(("small", "original"), dtypes()):
         config = ElmoConfig.from_json_file(ROOT / f"configs/{name}.json")
-        lstm = OurLstm(config, 64, STEPS[name], dtype)
-        lstm()
-        profile = cProfile.Profile()
-        profile.runcall(lambda lstm=lstm: [lstm() for _ in range(10 if short else 50)])
-        entries = {
-            name: (own, cumulative) for (_, _, name), (_, _, own, cumulative, _) in pstats.Stats(profile).stats.items()
-        }
-        total = max(cumulative for _, cumulative in entries.values())
-        laying_out = sum(own for name, (own, _) in entries.items() if "_reorder" in name)
-        products = sum(own for name, (own, _) in entries.items() if "bmm" in name or "_linear_pointwise" in name)
-        cell = entries["cell_forward"][1]
+        lstm, of = OurLstm(config, 64, STEPS[name], dtype), f"LSTM, {name}, batch 64, {str(dtype)[6:]}"
+        if recurrence_kernel(dtype) is not None:
+            own, _, total = profiled(lstm, 10 if short else 50)
+            kernel, checks = own("recurrence_kernel.py"), own("fingerprint_of", "'sum' of")
+            table.note(
+                f"{of}: {kernel / total:.0%} of the time in the kernel, {checks / total:.0%} in checking that weights "
+                f"are what they were, {1 - (kernel + checks) / total:.0%} in all else"
+            )
+        own, cumulative, total = profiled(functools.partial(step_by_step, lstm), 10 if short else 50)
+        products, laying_out, cell = own("bmm", "_linear_pointwise"), own("_reorder"), cumulative("cell_forward")
         table.note(
-            f"LSTM, {name}, batch 64, {str(dtype)[6:]}: {products / total:.0%} of the time in products, "
-            f"{cell / total:.0%} in the cell, {laying_out / total:.0%} in laying weights out, "
+            f"{of}, step by step: {products / total:.0%} of the time in products, {cell / total:.0%} in the cell, "
+            f"{laying_out / total:.0%} in laying weights out, "
             f"{1 - (products + cell + laying_out) / total:.0%} in all else"
         )
+
+
+def profiled(function, times: int):
+    """How long functions ran in whose file or name one of some parts is: by themselves, and with what they call; and
+    how long all of it took."""
+    function()
+    profile = cProfile.Profile()
+    profile.runcall(lambda: [function() for _ in range(times)])
+    entries = {f"{file} {name}": times for (file, _, name), times in pstats.Stats(profile).stats.items()}  # type: ignore
+
+    def spent(place: int, *parts: str) -> float:
+        return sum(times[place] for name, times in entries.items() if any(part in name for part in parts))
+
+    return functools.partial(spent, 2), functools.partial(spent, 3), max(times[3] for times in entries.values())
 
 
 # ---- (c) training
@@ -391,7 +425,7 @@ def plot(path: str, short: bool):
 
 
 SECTIONS = ("encode", "lstm", "profile", "training", "brown", "latency")
-OTHERS = ("layout",)  # only where it is asked for
+OTHERS = ("kernel",)  # only where it is asked for
 
 
 def main():

@@ -215,7 +215,7 @@ def _by_direction(
 
 
 # Words of a call from which the kernel is faster where its weights were packed before, and where they must be for it.
-FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 4, 32
+FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 2, 32
 
 
 def _kernel_for(inputs: Tensor, weights: Sequence[Tensor | None], words: int) -> RecurrenceKernel | None:

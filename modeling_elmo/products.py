@@ -92,8 +92,17 @@ def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
     return linear(d_outputs.T, inputs.T)
 
 
+def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch multiplies in this dtype number by number, since neither library does on this processor."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
+
+
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: (..., in), (out, in), (out,) -> (..., out)."""
+    is_one_dtype = inputs.dtype == weight.dtype and is_plain(weight) and not torch.is_autocast_enabled("cpu")
+    if is_one_dtype and is_emulated(weight.dtype, weight.device) and not is_traced():
+        bias = None if bias is None else bias.float()
+        return F.linear(inputs.float(), weight.float(), bias).to(inputs.dtype)
     is_for_onednn = prefers_onednn(inputs) and prefers_onednn(weight) and not torch.is_autocast_enabled("cpu")
     fits = inputs.dim() >= 2 and inputs.numel() > 0 and inputs.shape[-1] == weight.shape[1]
     if not is_for_onednn or not fits or is_traced():

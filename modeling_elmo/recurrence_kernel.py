@@ -19,7 +19,8 @@ class _Layer(ctypes.Structure):
     """`layer_REAL`."""
 
     _fields_ = [
-        *((name, INT64) for name in ("sides", "steps", "rows", "words", "width", "dim", "projection", "out_width")),
+        *((name, INT64) for name in ("threads", "sides", "steps", "rows", "words", "width", "dim")),
+        *((name, INT64) for name in ("projection", "out_width")),
         *((name, FLOAT) for name in ("cell_bound", "projection_bound")),
         *((name, POINTER) for name in ("sizes", "weight_ih", "weight_hh", "weight_hr", "bias", "inputs", "hidden")),
         *((name, POINTER) for name in ("hoisted", "cell", "mixed", "outputs", "cells", "gates")),
@@ -30,7 +31,8 @@ class _Gradient(ctypes.Structure):
     """`gradient_REAL`."""
 
     _fields_ = [
-        *((name, INT64) for name in ("sides", "steps", "rows", "words", "dim", "projection", "out_width")),
+        *((name, INT64) for name in ("threads", "sides", "steps", "rows", "words", "dim")),
+        *((name, INT64) for name in ("projection", "out_width")),
         *((name, FLOAT) for name in ("cell_bound", "projection_bound")),
         *((name, POINTER) for name in ("sizes", "weight_hh", "weight_hr", "gates", "outputs", "cell", "cells")),
         *((name, POINTER) for name in ("d_cell", "d_outputs", "d_gates", "d_hidden")),
@@ -65,7 +67,7 @@ class RecurrenceKernel:
         self._pack, self._forward, self._backward = (
             getattr(library, f"{function}_{name}") for function in ("pack", "forward", "backward")
         )
-        self._pack.argtypes = [INT64, INT64, INT64, INT64 * 3, INT, POINTER, POINTER]
+        self._pack.argtypes = [*[INT64] * 4, INT64 * 3, INT, POINTER, POINTER]
         self._forward.argtypes, self._backward.argtypes = [ctypes.POINTER(_Layer)], [ctypes.POINTER(_Gradient)]
         self._pack.restype = self._forward.restype = self._backward.restype = None
 
@@ -86,7 +88,8 @@ class RecurrenceKernel:
         sides, out, width = weight.shape
         blocks = -(-out // (4 * self.lanes))  # of gates, too: a block has four of each of its cells
         packed = weight.new_empty(sides, blocks, width, 4 * self.lanes)
-        self._pack(*weight.shape, (INT64 * 3)(*weight.stride()), is_gates, weight.data_ptr(), packed.data_ptr())
+        strides = (INT64 * 3)(*weight.stride())
+        self._pack(_threads(), *weight.shape, strides, is_gates, weight.data_ptr(), packed.data_ptr())
         return packed
 
     def pack_layer(self, weights: Sequence[Tensor | None]) -> list[Tensor]:
@@ -124,7 +127,7 @@ class RecurrenceKernel:
             torch.tensor(batch_sizes), *weights, bias, inputs.contiguous(), hidden.contiguous(), hoisted, cell, mixed,
             outputs, *kept,
         )  # fmt: skip
-        sizes = (sides, len(batch_sizes), rows, words, width, dim, 0 if is_plain else out_width, out_width)
+        sizes = (_threads(), sides, len(batch_sizes), rows, words, width, dim, 0 if is_plain else out_width, out_width)
         self._forward(_Layer(*sizes, bounds[0], _as_stored(bounds[1], outputs), *map(_address, tensors)))
         return LayerResults(outputs, cell, mixed, cells, gates)
 
@@ -156,7 +159,16 @@ class RecurrenceKernel:
             None if weight_hr is None else self.pack(weight_hr.transpose(1, 2)),
             gates, outputs, cell, cells, d_cell, d_outputs, d_gates, d_hidden,
         )  # fmt: skip
-        sizes = (sides, len(batch_sizes), rows, words, dim, 0 if weight_hr is None else out_width, out_width)
+        sizes = (
+            _threads(),
+            sides,
+            len(batch_sizes),
+            rows,
+            words,
+            dim,
+            0 if weight_hr is None else out_width,
+            out_width,
+        )
         projection_bound = math.inf if weight_hr is None else _as_stored(bounds[1], outputs)
         self._backward(_Gradient(*sizes, bounds[0], projection_bound, *map(_address, tensors)))
         return d_gates, d_hidden[:, : batch_sizes[0]]
@@ -166,6 +178,11 @@ class RecurrenceKernel:
         gates = bias.float().unflatten(1, (4, -1))  # (directions, 4, lstm_dim)
         gates = F.pad(gates, (0, -gates.shape[2] % self.lanes)).unflatten(2, (-1, self.lanes))
         return gates.transpose(1, 2).flatten(2).contiguous()
+
+
+def _threads() -> int:
+    """As many as torch uses, whose OpenMP may be another one than the compiler's."""
+    return torch.get_num_threads()
 
 
 def _as_stored(bound: float, tensor: Tensor) -> float:

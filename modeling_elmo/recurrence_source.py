@@ -61,6 +61,7 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, const bfloat1
 
 LAYER = r"""
 typedef struct {
+    int64_t threads;
     int64_t sides, steps, rows, words, width, dim, projection, out_width;  /* projection: 0 for a plain LSTM */
     float cell_bound, projection_bound;             /* infinite where nothing is clipped */
     const int64_t *sizes;                           /* (steps,) rows that still run */
@@ -77,11 +78,11 @@ typedef struct {
 
 /* weight (sides, out, in) -> packed (sides, blocks, in, COLUMNS), zero past the last output. Of gates, the 4 * LANES
    outputs of a block are the four gates of LANES cells, else outputs that follow each other. */
-void pack_REAL(int64_t sides, int64_t out, int64_t in, const int64_t *strides, int is_gates, const REAL *weight,
-               REAL *packed) {
+void pack_REAL(int64_t threads, int64_t sides, int64_t out, int64_t in, const int64_t *strides, int is_gates,
+               const REAL *weight, REAL *packed) {
     int64_t cells = is_gates ? out / 4 : out, per_block = is_gates ? LANES : COLUMNS;
     int64_t blocks = (cells + per_block - 1) / per_block;
-    #pragma omp parallel for collapse(2) schedule(static)
+    #pragma omp parallel for collapse(2) schedule(static) num_threads((int)threads)
     for (int64_t side = 0; side < sides; side++)
         for (int64_t block = 0; block < blocks; block++)
             for (int64_t column = 0; column < COLUMNS; column++) {
@@ -203,7 +204,8 @@ static void project_REAL(const layer_REAL *l, step_REAL s, int64_t side, int64_t
 /* All steps. With few texts, the input's part of several steps is one product. */
 void forward_REAL(const layer_REAL *l) {
     int64_t blocks = (l->dim + LANES - 1) / LANES, out_blocks = (l->projection + COLUMNS - 1) / COLUMNS;
-    #pragma omp parallel if (l->sizes[0] * l->dim * l->out_width >= 1 << 15)
+    int threads = l->sizes[0] * l->dim * l->out_width < 1 << 15 ? 1 : l->threads;
+    #pragma omp parallel num_threads(threads)
     for (step_REAL s = {0, 0, 0, -1}; s.t < l->steps;) {
         int64_t end = s.t + 1, words = l->sizes[s.t];
         while (end < l->steps && words + l->sizes[end] <= ROWS) words += l->sizes[end++];
@@ -229,7 +231,7 @@ void forward_REAL(const layer_REAL *l) {
 
 GRADIENT = r"""
 typedef struct {
-    int64_t sides, steps, rows, words, dim, projection, out_width;
+    int64_t threads, sides, steps, rows, words, dim, projection, out_width;
     float cell_bound, projection_bound;
     const int64_t *sizes;
     const REAL *weight_hh, *weight_hr;  /* packed with inputs and outputs exchanged */
@@ -287,7 +289,8 @@ static void d_hidden_REAL(const gradient_REAL *l, step_REAL s, int64_t side, int
 /* All steps, from the last one on. */
 void backward_REAL(const gradient_REAL *l) {
     int64_t blocks = (l->dim + COLUMNS - 1) / COLUMNS, out_blocks = (l->out_width + COLUMNS - 1) / COLUMNS;
-    #pragma omp parallel if (l->sizes[0] * l->dim * l->out_width >= 1 << 15)
+    int threads = l->sizes[0] * l->dim * l->out_width < 1 << 15 ? 1 : l->threads;
+    #pragma omp parallel num_threads(threads)
     for (step_REAL s = {l->steps - 1, l->words, 0, -1}; s.t >= 0; s.t--) {
         int64_t size = l->sizes[s.t];
         s.place -= size;
