@@ -26,7 +26,8 @@ from tqdm import tqdm
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
-from .products import has_onednn_products
+from .products import is_emulated
+from .recurrence_kernel import recurrence_kernel
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
@@ -269,8 +270,8 @@ def run(arguments: argparse.Namespace):
         folder = EmbeddingFolder(arguments.output, arguments.format, settings, overwrite)
         folder.start()
     model.to(state.device)
-    if model.dtype == torch.bfloat16 and state.device.type == "cpu" and not has_onednn_products(model.dtype):
-        print("warning: this processor has no products for bfloat16, so float32 is faster", file=sys.stderr)
+    if is_emulated(model.dtype, state.device) and recurrence_kernel(model.dtype) is None:
+        print("warning: neither processor nor compiled kernel multiplies bfloat16: float32 is faster", file=sys.stderr)
     start = time.perf_counter()
     report, counts = ReadingReport(), Counter[str]()
     total = count_texts(arguments) if state.is_main_process else None

@@ -221,7 +221,8 @@ FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 2, 32
 def _kernel_for(inputs: Tensor, weights: Sequence[Tensor | None], words: int) -> RecurrenceKernel | None:
     """The whole layer in C; `None` where it does not serve or is not faster."""
     given = [weight for weight in weights if weight is not None]
-    if words < FEWEST_WORDS or not all(is_plain(weight) and weight.device.type == "cpu" for weight in given):
+    are_fit = (is_plain(x) and x.device.type == "cpu" and x.dtype == inputs.dtype for x in given)
+    if words < FEWEST_WORDS or not all(are_fit):
         return None
     kernel = recurrence_kernel(inputs.dtype)
     return kernel if kernel is not None and kernel.takes(*(weight.shape[2] for weight in given)) else None

@@ -111,10 +111,14 @@ class RecurrenceKernel:
             batch_sizes: texts still running at each step, at least one step.
             bounds: of the cell and of the projected output.
             keep: whether a gradient will be asked for.
+
+        Raises:
+            ValueError: shapes that do not go together, or tensors that are not on the CPU.
         """
         (sides, words, width), (_, rows, dim), out_width = inputs.shape, cell.shape, hidden.shape[2]
         is_plain = len(packed) == 2
-        cell = cell.clone(memory_format=torch.contiguous_format)
+        _check(inputs, packed, bias, hidden, cell, batch_sizes)
+        cell = cell.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         bias = self._pack_bias(bias)
         outputs = inputs.new_empty(sides, words, out_width)
         mixed = outputs if is_plain else inputs.new_empty(sides, words if keep else rows, dim)
@@ -188,6 +192,26 @@ def _threads() -> int:
 def _as_stored(bound: float, tensor: Tensor) -> float:
     """What lies at the bound, in the dtype of `tensor`."""
     return torch.tensor(bound, dtype=tensor.dtype).item()
+
+
+def _check(
+    inputs: Tensor, packed: Sequence[Tensor], bias: Tensor, hidden: Tensor, cell: Tensor, batch_sizes: list[int]
+):
+    """C would read what is not there.
+
+    Raises:
+        ValueError: shapes that do not go together, or tensors that are not on the CPU.
+    """
+    tensors, sides, (rows, dim) = (inputs, hidden, bias), len(cell), cell.shape[1:]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    expected = [(sides, sum(batch_sizes), packed[0].shape[2]), (sides, rows, packed[1].shape[2]), (sides, 4 * dim)]
+    if shapes != expected:
+        raise ValueError(f"inputs, hidden state and bias of {shapes} do not go together with the rest: {expected}")
+    if batch_sizes != sorted(batch_sizes, reverse=True) or batch_sizes[0] > rows or batch_sizes[-1] < 0:
+        raise ValueError(f"texts running at each step, {batch_sizes}, must fall, from at most {rows} of the state")
+    devices = sorted({str(tensor.device) for tensor in (*tensors, cell)})
+    if devices != ["cpu"]:
+        raise ValueError(f"weights are on the CPU, other tensors on {devices}")
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -118,6 +118,26 @@ def test_linear_module_is_a_linear_layer(calls):
     )
 
 
+def test_bfloat16_is_multiplied_in_float32_where_it_would_be_emulated(monkeypatch):
+    inputs, weight, bias = (torch.randn(shape).bfloat16().requires_grad_() for shape in [(2, 5, 7), (3, 7), (3,)])
+    monkeypatch.setattr(products, "has_onednn_products", lambda dtype: False)
+    dtypes = []
+    product = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda inputs, *rest: (dtypes.append(inputs.dtype), product(inputs, *rest))[1]
+    )
+    outputs = linear(inputs, weight, bias)
+    outputs.float().square().sum().backward()
+    expected = inputs.float() @ weight.float().T + bias.float()
+    assert torch.equal(outputs, expected.bfloat16()) and dtypes == [torch.float32]
+    assert {leaf.grad.dtype for leaf in (inputs, weight, bias)} == {torch.bfloat16}
+    assert (bias.grad.float() - 2 * outputs.float().sum((0, 1))).abs().max() < 0.05 * bias.grad.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(inputs, weight, bias)
+    linear(inputs, weight.detach().as_subclass(type("Quantised", (torch.Tensor,), {})), bias)
+    assert dtypes == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 @pytest.mark.parametrize("in_c", [True, False])
 def test_a_model_has_the_same_numbers_and_gradients(calls, monkeypatch, in_c):
     """With the steps of the recurrence in C, or as products of this library, too."""

@@ -145,6 +145,28 @@ def test_numbers_that_are_not_finite_stay_in_their_row(kernel, dtype):
     assert torch.equal(rows[0][:, others], expected.unflatten(1, (3, 80))[0][:, others])
 
 
+CHANGES = {
+    "width": lambda layer: layer.__setitem__(0, layer[0][:, :, :-2]),
+    "words": lambda layer: layer.__setitem__(0, layer[0][:, 1:]),
+    "hidden": lambda layer: layer.__setitem__(5, layer[5][:, :, :-2]),
+    "rows": lambda layer: layer.__setitem__(6, layer[6][:, :-1]),
+    "cells": lambda layer: layer.__setitem__(6, layer[6][:, :, :-1]),
+    "rising": lambda layer: layer[7].reverse(),
+    "more texts than rows": lambda layer: layer[7].__setitem__(slice(None), [9, 1]),
+    "device": lambda layer: layer.__setitem__(5, layer[5].to("meta")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_no_memory_is_read_that_is_not_there(kernel, dtype, change):
+    layer = make_layer(dtype, 8, 24, 12, [6, 4])
+    packed = kernel.pack_layer(layer[1:4])
+    change(layer)
+    inputs, *_, bias, hidden, cell, sizes = layer
+    with pytest.raises(ValueError, match=r"do not go together|must fall|weights are on the CPU"):
+        kernel.forward(inputs, packed, bias, hidden, cell, sizes, (3.0, 3.0))
+
+
 # ---- where it runs
 
 
