@@ -67,7 +67,7 @@ static inline float tanh_(float x) {
 static inline float clip(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 """
 
-# One place of the cell. gates and their gradients are i, f, g, o, `dim` apart; `bound` is infinite where none is.
+# One place of the cell. Gates and their gradients are i, f, g, o, `dim` apart. The bound may be infinite.
 PLACE = r"""
 /* i, f, g, o: before activation. out = sigmoid(o) * tanh(new_c). With `keep`, gates takes the activated ones. */
 static inline void forward_place_REAL(float i, float f, float g, float o, float c, float bound, int64_t dim,

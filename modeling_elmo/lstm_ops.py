@@ -11,8 +11,9 @@ Four functions compute it, and the tests hold their outputs and, where they have
 - `naive_lstm`: the equations as a loop over the words of one text. The reference.
 - `packed_lstm`: both directions and all texts at once in operations of torch, which autograd, torch.export and
   torch.func can look into.
-- `fused_lstm`: the same with the cell in one kernel and a backward pass of its own, which gathers the products of all
-  steps into one wherever they do not wait for each other.
+- `fused_lstm`: the same with a backward pass of its own, which gathers the products of all steps into one wherever they
+  do not wait for each other. On x86 processors a whole layer is one call of C (`recurrence_kernel.py`), elsewhere each
+  step's cell is one kernel.
 - `scan_lstm`: padded texts of any number and length, as one operation that torch.export and ONNX can keep a loop of.
 """
 
@@ -207,9 +208,7 @@ def _by_direction(
     if kept is None and not is_faster_one_by_one(weight_hh, batch_sizes):
         return run(*tensors)
     sides = zip(*((None, None) if tensor is None else tensor.split(1) for tensor in tensors), strict=True)
-    results = [
-        run(*side) if kept is None else run(*side, laid_out=kept[index]) for index, side in enumerate(sides)
-    ]  # fmt: skip
+    results = [run(*side, *([kept[index]] if kept else [])) for index, side in enumerate(sides)]
     outputs, hidden, cell = (torch.cat(parts) for parts in zip(*results, strict=True))
     return outputs, hidden, cell
 
@@ -248,8 +247,8 @@ def _infer_by_kernel(
 
 def _infer(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
-    cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], chunk_size: int | None,
-    laid_out: Sequence[Tensor | None] = (None, None, None),
+    cell: Tensor, laid_out: Sequence[Tensor | None] = (None, None, None), *, batch_sizes: list[int],
+    bounds: tuple[float, float], chunk_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward pass alone, of both directions or one, in buffers that each step uses anew."""
     cell_bound, proj_bound = bounds

@@ -228,7 +228,6 @@ void forward_REAL(const layer_REAL *l) {
 }
 """
 
-
 GRADIENT = r"""
 typedef struct {
     int64_t threads, sides, steps, rows, words, dim, projection, out_width;

@@ -145,6 +145,21 @@ def test_numbers_that_are_not_finite_stay_in_their_row(kernel, dtype):
     assert torch.equal(rows[0][:, others], expected.unflatten(1, (3, 80))[0][:, others])
 
 
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(kernel, dtype):
+    sizes, bounds = [100] * 4 + [7] * 30, (3.0, 3.0)
+    inputs, *weights, bias, hidden, cell, _ = make_layer(dtype, 70, 40, 22, sizes)
+    packed = kernel.pack_layer(weights)
+    together = kernel.forward(inputs, packed, bias, hidden, cell, sizes, bounds)
+    starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+    for row in (0, 5, 6, 99):
+        words = starts[torch.tensor(sizes) > row] + row  # its places
+        alone = kernel.forward(
+            inputs[:, words], packed, bias, hidden[:, [row]], cell[:, [row]], [1] * len(words), bounds
+        )
+        assert torch.equal(alone.outputs, together.outputs[:, words])
+        assert torch.equal(alone.cell[:, 0], together.cell[:, row])
+
+
 CHANGES = {
     "width": lambda layer: layer.__setitem__(0, layer[0][:, :, :-2]),
     "words": lambda layer: layer.__setitem__(0, layer[0][:, 1:]),
