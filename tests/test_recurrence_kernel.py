@@ -32,19 +32,22 @@ BATCH_SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=["x86-64", "haswell", "native"])
+@pytest.fixture(scope="module", params=["x86-64", "haswell", "haswell as AVX-512", "native"])
 def library(request, tmp_path_factory):
-    """Compiled for processors with 4, with 8 and with as many numbers in a register as this one has."""
+    """Compiled for processors with 4, with 8 and with as many numbers in a register as this one has; and as for those
+    with 16, which the compiler makes of two times 8."""
+    architecture, *wide = request.param.split(" as ")
     capability = torch.backends.cpu.get_cpu_capability()
-    if request.param == "haswell" and capability not in ("AVX2", "AVX512"):
+    if architecture == "haswell" and capability not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
-    source = ARITHMETIC + SIZES + for_each_dtype(PLACE + LAYER + GRADIENT)
+    sizes = SIZES.replace("defined(__AVX512F__)", "1") if wide else SIZES
+    source = ARITHMETIC + sizes + for_each_dtype(PLACE + LAYER + GRADIENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELING_ELMO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(c_library_module, "CANDIDATE_FLAGS", [[f"-march={request.param}", "-fopenmp"]])
+        patch.setattr(c_library_module, "CANDIDATE_FLAGS", [[f"-march={architecture}", "-fopenmp"]])
         library = c_library_module.c_library.__wrapped__("recurrence", source)
     lanes = {"x86-64": 4, "haswell": 8, "native": {"AVX512": 16, "AVX2": 8}.get(capability, 4)}
-    assert library.lanes() == lanes[request.param]
+    assert library.lanes() == (16 if wide else lanes[architecture])
     return library
 
 
