@@ -165,7 +165,7 @@ class _SharedSoftmax(torch.autograd.Function):
                 if bias.dtype == hidden.dtype:
                     logits = linear(hidden[part], weight, bias).float()  # (words of the part, samples)
                 else:  # half precision is for the product only
-                    logits = (hidden[part] @ weight.T).float().add_(bias)
+                    logits = linear(hidden[part], weight).float().add_(bias)
                 rows = (own[part] >= 0).nonzero()[:, 0]
                 logits[rows, own[part][rows]] = -torch.inf
                 torch.maximum(logits.amax(1), own_logits[part], out=top[part])

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .products import is_emulated
+
 # Jordan's polynomial a x + b x^3 + c x^5, five times: singular values end between 0.7 and 1.2.
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -98,4 +100,5 @@ class MuonAdamW(torch.optim.AdamW):
             matrices = ahead.unflatten(1, (GATES, -1)).flatten(0, 1)
         size = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(orthogonalize(matrices, self.muon_dtype).reshape(parameter.shape), alpha=size)
+        dtype = torch.float32 if is_emulated(self.muon_dtype, parameter.device) else self.muon_dtype
+        parameter.sub_(orthogonalize(matrices, dtype).reshape(parameter.shape), alpha=size)

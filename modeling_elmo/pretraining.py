@@ -37,7 +37,7 @@ from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .lstm import ElmoState
 from .processes import any_process, on_main
-from .products import has_onednn_products
+from .products import is_emulated
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
@@ -229,9 +229,8 @@ class Pretrainer:
             f"model: {sum(p.numel() for p in self.model.parameters()):,} parameters; {self.max_steps:,} steps of "
             f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}"
         )
-        on_cpu = self.accelerator.device.type == "cpu"
-        if on_cpu and self.args.mixed_precision == "bf16" and not has_onednn_products(torch.bfloat16):
-            print("this processor emulates bfloat16, which is slow: --mixed_precision no is faster")
+        if self.args.mixed_precision == "bf16" and is_emulated(torch.bfloat16, self.accelerator.device):
+            print("this processor has no products for bfloat16: --mixed_precision no is faster")
 
     # --- one step ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Matrix products on the CPU, by the faster one of the two libraries that torch has for them.
 
 torch gives float32 to MKL, which on AMD's processors computes as if they had no AVX-512, and bfloat16 to oneDNN, which
-knows all processors. So there oneDNN gets float32, too (benchmarks/README.md has figures).
+knows all processors. So there oneDNN gets float32, too (benchmarks/README.md has figures). Where neither library has
+products for bfloat16, it is multiplied in float32 and rounded.
 """
 
 import functools
@@ -64,10 +65,17 @@ def _takes_onednn(left: Tensor, right: Tensor) -> bool:
     return prefers_onednn(left) and left.numel() > 0 and right.numel() > 0
 
 
+def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch multiplies in this dtype number by number, since neither library does on this processor."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
+
+
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """(rows, inner), (inner, columns) -> (rows, columns), without gradients."""
     if _takes_onednn(left, right):
         return _onednn(left, right.T)
+    if is_emulated(left.dtype, left.device):
+        return (left.float() @ right.float()).to(left.dtype)
     return left @ right
 
 
@@ -75,6 +83,8 @@ def bmm(left: Tensor, right: Tensor) -> Tensor:
     """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients."""
     if len(left) == 1 and _takes_onednn(left, right):
         return _onednn(left[0], right[0].T)[None]
+    if is_emulated(left.dtype, left.device):
+        return torch.bmm(left.float(), right.float()).to(left.dtype)
     return torch.bmm(left, right)
 
 
@@ -82,7 +92,7 @@ def weight_gradients(d_outputs: Tensor, inputs: Tensor) -> Tensor:
     """`weight_gradient` for (directions, rows, out), (directions, rows, in) -> (directions, out, in)."""
     if len(inputs) == 1 and prefers_onednn(inputs):
         return weight_gradient(d_outputs[0], inputs[0])[None]
-    return torch.bmm(d_outputs.transpose(1, 2), inputs)
+    return bmm(d_outputs.transpose(1, 2), inputs)
 
 
 def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
@@ -92,20 +102,21 @@ def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
     return linear(d_outputs.T, inputs.T)
 
 
-def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch multiplies in this dtype number by number, since neither library does on this processor."""
-    return dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
-
-
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: (..., in), (out, in), (out,) -> (..., out)."""
-    is_one_dtype = inputs.dtype == weight.dtype and is_plain(weight) and not torch.is_autocast_enabled("cpu")
-    if is_one_dtype and is_emulated(weight.dtype, weight.device) and not is_traced():
+    if is_traced() or not is_plain(weight):
+        return F.linear(inputs, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        if not is_emulated(dtype, weight.device):
+            return F.linear(inputs, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return linear(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    if inputs.dtype == weight.dtype and is_emulated(weight.dtype, weight.device):
         bias = None if bias is None else bias.float()
         return F.linear(inputs.float(), weight.float(), bias).to(inputs.dtype)
-    is_for_onednn = prefers_onednn(inputs) and prefers_onednn(weight) and not torch.is_autocast_enabled("cpu")
     fits = inputs.dim() >= 2 and inputs.numel() > 0 and inputs.shape[-1] == weight.shape[1]
-    if not is_for_onednn or not fits or is_traced():
+    if not fits or not (prefers_onednn(inputs) and prefers_onednn(weight)):
         return F.linear(inputs, weight, bias)  # with torch's own words for shapes that do not go together
     return _Linear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])
 

@@ -133,9 +133,14 @@ def test_bfloat16_is_multiplied_in_float32_where_it_would_be_emulated(monkeypatc
     assert {leaf.grad.dtype for leaf in (inputs, weight, bias)} == {torch.bfloat16}
     assert (bias.grad.float() - 2 * outputs.float().sum((0, 1))).abs().max() < 0.05 * bias.grad.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
-        linear(inputs, weight, bias)
+        assert torch.equal(linear(inputs.float(), weight.float(), bias), outputs)
+    assert dtypes == [torch.float32] * 2
     linear(inputs, weight.detach().as_subclass(type("Quantised", (torch.Tensor,), {})), bias)
-    assert dtypes == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16]
+    rows, other = inputs[0].detach(), inputs[1].detach()
+    assert torch.equal(matmul(rows, other.T), (rows.float() @ other.float().T).bfloat16())
+    assert torch.equal(bmm(inputs, inputs.transpose(1, 2))[0], matmul(rows, rows.T))
+    assert torch.equal(weight_gradients(inputs, inputs)[1], matmul(other.T, other))
 
 
 @pytest.mark.parametrize("in_c", [True, False])
