@@ -26,7 +26,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
-from .products import bmm, is_faster_one_by_one, is_plain, keeps_layout, lay_out, repeated_product, weight_gradients
+from .products import (
+    bmm,
+    is_faster_one_by_one,
+    is_plain_tensor,
+    keeps_layout,
+    lay_out,
+    repeated_product,
+    weight_gradients,
+)
 from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel
 from .weight_changes import LaidOutWeights
 
@@ -217,14 +225,18 @@ def _by_direction(
 FEWEST_WORDS, FEWEST_WORDS_TO_PACK = 2, 32
 
 
-def _kernel_for(inputs: Tensor, weights: Sequence[Tensor | None], words: int) -> RecurrenceKernel | None:
+def _given(*weights: Tensor | None) -> list[Tensor]:
+    """Without the W_hr that a plain LSTM does not have."""
+    return [weight for weight in weights if weight is not None]
+
+
+def _kernel_for(inputs: Tensor, weights: Sequence[Tensor], words: int) -> RecurrenceKernel | None:
     """The whole layer in C; `None` where it does not serve or is not faster."""
-    given = [weight for weight in weights if weight is not None]
-    are_fit = (is_plain(x) and x.device.type == "cpu" and x.dtype == inputs.dtype for x in given)
+    are_fit = (is_plain_tensor(x) and x.device.type == "cpu" and x.dtype == inputs.dtype for x in weights)
     if words < FEWEST_WORDS or not all(are_fit):
         return None
     kernel = recurrence_kernel(inputs.dtype)
-    return kernel if kernel is not None and kernel.takes(*(weight.shape[2] for weight in given)) else None
+    return kernel if kernel is not None and kernel.takes(*(weight.shape[2] for weight in weights)) else None
 
 
 def _infer_by_kernel(
@@ -232,7 +244,7 @@ def _infer_by_kernel(
     cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], laid_out: LaidOutWeights | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
     """The forward pass alone, in C where that is faster."""
-    weights, words = (weight_ih, weight_hh, weight_hr), sum(batch_sizes)
+    weights, words = _given(weight_ih, weight_hh, weight_hr), sum(batch_sizes)
     kernel = _kernel_for(inputs, weights, words)
     if kernel is None:
         return None
@@ -322,9 +334,10 @@ class _FusedLstm(torch.autograd.Function):
     ):  # fmt: skip
         bounds, weights = (cell_bound, proj_bound), (weight_ih, weight_hh, weight_hr)
         with torch.autocast(inputs.device.type, enabled=False):
-            kernel = _kernel_for(inputs, weights, sum(batch_sizes))
+            given = _given(*weights)
+            kernel = _kernel_for(inputs, given, sum(batch_sizes))
             if kernel is not None:
-                packed = kernel.pack_layer(weights)
+                packed = kernel.pack_layer(given)
                 results = kernel.forward(inputs, packed, bias, hidden, cell, batch_sizes, bounds, keep=True)
             else:
                 results = _forward_steps(inputs, *weights, bias, hidden, cell, batch_sizes, bounds)

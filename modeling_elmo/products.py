@@ -45,7 +45,7 @@ def mkl_holds_back() -> bool:
     return has_avx512 and "AuthenticAMD" in maker and torch.backends.mkl.is_available()
 
 
-def is_plain(tensor: Tensor) -> bool:
+def is_plain_tensor(tensor: Tensor) -> bool:
     """Whether its numbers are all there is to it: a quantised weight, say, knows by itself how to multiply."""
     return type(tensor) in (Tensor, nn.Parameter)
 
@@ -53,7 +53,7 @@ def is_plain(tensor: Tensor) -> bool:
 def prefers_onednn(tensor: Tensor) -> bool:
     """Whether products of this tensor, float32 on the CPU, are to be oneDNN's."""
     is_float32 = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-    return is_float32 and is_plain(tensor) and has_onednn_products(torch.float32) and mkl_holds_back()
+    return is_float32 and is_plain_tensor(tensor) and has_onednn_products(torch.float32) and mkl_holds_back()
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -104,7 +104,7 @@ def weight_gradient(d_outputs: Tensor, inputs: Tensor) -> Tensor:
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: (..., in), (out, in), (out,) -> (..., out)."""
-    if is_traced() or not is_plain(weight):
+    if is_traced() or not is_plain_tensor(weight):
         return F.linear(inputs, weight, bias)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

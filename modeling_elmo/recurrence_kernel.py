@@ -92,9 +92,9 @@ class RecurrenceKernel:
         self._pack(_threads(), *weight.shape, strides, is_gates, weight.data_ptr(), packed.data_ptr())
         return packed
 
-    def pack_layer(self, weights: Sequence[Tensor | None]) -> list[Tensor]:
+    def pack_layer(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """W_ih, W_hh and, if there is one, W_hr, packed."""
-        return [self.pack(weight, is_gates=index < 2) for index, weight in enumerate(weights) if weight is not None]
+        return [self.pack(weight, is_gates=index < 2) for index, weight in enumerate(weights)]
 
     def forward(
         self, inputs: Tensor, packed: Sequence[Tensor], bias: Tensor, hidden: Tensor, cell: Tensor,
@@ -163,17 +163,9 @@ class RecurrenceKernel:
             None if weight_hr is None else self.pack(weight_hr.transpose(1, 2)),
             gates, outputs, cell, cells, d_cell, d_outputs, d_gates, d_hidden,
         )  # fmt: skip
-        sizes = (
-            _threads(),
-            sides,
-            len(batch_sizes),
-            rows,
-            words,
-            dim,
-            0 if weight_hr is None else out_width,
-            out_width,
-        )
+        projection = 0 if weight_hr is None else out_width
         projection_bound = math.inf if weight_hr is None else _as_stored(bounds[1], outputs)
+        sizes = (_threads(), sides, len(batch_sizes), rows, words, dim, projection, out_width)
         self._backward(_Gradient(*sizes, bounds[0], projection_bound, *map(_address, tensors)))
         return d_gates, d_hidden[:, : batch_sizes[0]]
 

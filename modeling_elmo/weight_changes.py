@@ -38,25 +38,24 @@ class LaidOutWeights:
         """Give the memory back."""
         self._kept: tuple[Hashable, Any] = (None, None)  # one attribute: threads may share it
 
-    def look_up(self, weights: Sequence[Tensor | None], lay_out: Callable[[Sequence[Tensor]], Any]) -> Any:
+    def look_up(self, weights: Sequence[Tensor], lay_out: Callable[[Sequence[Tensor]], Any]) -> Any:
         """`lay_out(weights)`, or what it was before.
 
         Args:
-            weights: on the CPU; those that are `None` are left out.
+            weights: on the CPU.
             lay_out: always the same function for the same form.
 
         Returns:
             `None` for weights that are quantised or were cast for this call.
         """
-        given = [weight for weight in weights if weight is not None]
-        if not all(type(weight) is nn.Parameter for weight in given):
+        if not all(type(weight) is nn.Parameter for weight in weights):
             return None
-        now = (lay_out, fingerprint_of(given))
+        now = (lay_out, fingerprint_of(weights))
         of, laid_out = self._kept
         if of != now:
             self.clear()
             del laid_out  # the old ones, whose memory the new ones may need
             with torch.inference_mode(False), torch.no_grad():
-                laid_out = lay_out(given)
+                laid_out = lay_out(weights)
             self._kept = (now, laid_out)
         return laid_out

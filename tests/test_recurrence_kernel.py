@@ -94,7 +94,7 @@ def test_forward_and_backward_equal_the_steps_in_torch(kernel, dtype, width, dim
     layer = make_layer(dtype, width, dim, projection, sizes)
     inputs, weight_ih, weight_hh, weight_hr, bias, hidden, cell, _ = layer
     expected = _forward_steps(*layer, bounds)
-    packed = kernel.pack_layer((weight_ih, weight_hh, weight_hr))
+    packed = kernel.pack_layer([weight_ih, weight_hh, *([] if weight_hr is None else [weight_hr])])
     actual = kernel.forward(inputs, packed, bias, hidden, cell, sizes, bounds, keep=True)
     for one, other in zip(actual, expected, strict=True):
         assert_close(one, other, dtype)
