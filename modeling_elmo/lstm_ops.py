@@ -12,20 +12,21 @@ Four functions compute it, and the tests hold their outputs and, where they have
 - `packed_lstm`: both directions and all texts at once in operations of torch, which autograd, torch.export and
   torch.func can look into.
 - `fused_lstm`: the same with a backward pass of its own, which gathers the products of all steps into one wherever they
-  do not wait for each other. On x86 processors a whole layer is one call of C (`recurrence_kernel.py`), elsewhere each
-  step's cell is one kernel.
+  do not wait for each other. On x86 processors a whole layer is one call of C (`recurrence_kernel.py`), on NVIDIA's
+  GPUs one kernel in Triton (`gpu_recurrence.py`), elsewhere each step's cell is one kernel or a few operations.
 - `scan_lstm`: padded texts of any number and length, as one operation that torch.export and ONNX can keep a loop of.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
+from .gpu_recurrence import GpuRecurrence, gpu_recurrence
 from .products import (
     bmm,
     is_faster_one_by_one,
@@ -35,7 +36,7 @@ from .products import (
     repeated_product,
     weight_gradients,
 )
-from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel
+from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel, step_chunks
 from .weight_changes import LaidOutWeights
 
 
@@ -97,7 +98,7 @@ def packed_lstm(
     weight_ih, weight_hh, weight_hr = (weight.transpose(1, 2) for weight in (weight_ih, weight_hh, weight_hr))
     outputs, ended = [], []
     first = 0
-    for sizes in _chunks(batch_sizes, chunk_size):
+    for sizes in step_chunks(batch_sizes, chunk_size):
         words = inputs[:, first : first + sum(sizes)]  # (2, words of the chunk, projection_dim)
         first += sum(sizes)
         from_inputs = torch.baddbmm(bias[:, None], words, weight_ih)  # (2, words of the chunk, 4 * lstm_dim)
@@ -120,18 +121,6 @@ def packed_lstm(
     hidden = torch.cat([rows.to(hidden.dtype) for rows, _ in reversed(ended)], dim=1)
     cell = torch.cat([rows for _, rows in reversed(ended)], dim=1)
     return torch.cat(outputs, dim=1) if outputs else inputs, hidden, cell
-
-
-def _chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = math.inf) -> Iterator[list[int]]:
-    """Steps that follow each other: at most `chunk_size` of them, with at most `most_words` words or one step."""
-    chunk: list[int] = []
-    for size in batch_sizes:
-        if chunk and (len(chunk) == chunk_size or sum(chunk) + size > most_words):
-            yield chunk
-            chunk = []
-        chunk.append(size)
-    if chunk:
-        yield chunk
 
 
 def scan_lstm(
@@ -230,12 +219,13 @@ def _given(*weights: Tensor | None) -> list[Tensor]:
     return [weight for weight in weights if weight is not None]
 
 
-def _kernel_for(inputs: Tensor, weights: Sequence[Tensor], words: int) -> RecurrenceKernel | None:
-    """The whole layer in C; `None` where it does not serve or is not faster."""
-    are_fit = (is_plain_tensor(x) and x.device.type == "cpu" and x.dtype == inputs.dtype for x in weights)
+def _kernel_for(inputs: Tensor, weights: Sequence[Tensor], words: int) -> RecurrenceKernel | GpuRecurrence | None:
+    """The whole layer in C or on a GPU in Triton; `None` where neither serves or is faster."""
+    are_fit = (is_plain_tensor(x) and x.device == inputs.device and x.dtype == inputs.dtype for x in weights)
     if words < FEWEST_WORDS or not all(are_fit):
         return None
-    kernel = recurrence_kernel(inputs.dtype)
+    on_cpu = inputs.device.type == "cpu"
+    kernel = recurrence_kernel(inputs.dtype) if on_cpu else gpu_recurrence(inputs.dtype, inputs.device)
     return kernel if kernel is not None and kernel.takes(*(weight.shape[2] for weight in weights)) else None
 
 
@@ -243,15 +233,17 @@ def _infer_by_kernel(
     inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor | None, hidden: Tensor,
     cell: Tensor, *, batch_sizes: list[int], bounds: tuple[float, float], laid_out: LaidOutWeights | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """The forward pass alone, in C where that is faster."""
+    """The forward pass alone, by a kernel where that is faster."""
     weights, words = _given(weight_ih, weight_hh, weight_hr), sum(batch_sizes)
     kernel = _kernel_for(inputs, weights, words)
     if kernel is None:
         return None
-    packed = None if laid_out is None else laid_out.look_up(weights, kernel.pack_layer)
-    if packed is None:
-        if words < FEWEST_WORDS_TO_PACK:
+    packed = None
+    if isinstance(kernel, RecurrenceKernel):
+        packed = None if laid_out is None else laid_out.look_up(weights, kernel.pack_layer)
+        if packed is None and words < FEWEST_WORDS_TO_PACK:
             return None
+    if packed is None:
         packed = kernel.pack_layer(weights)
     results = kernel.forward(inputs, packed, bias, hidden, cell, batch_sizes, bounds)
     return results.outputs, _last_outputs(results.outputs, hidden, batch_sizes), results.cell
@@ -265,7 +257,7 @@ def _infer(
     """The forward pass alone, of both directions or one, in buffers that each step uses anew."""
     cell_bound, proj_bound = bounds
     rows, dim = cell.shape[1:]
-    chunks = list(_chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)))
+    chunks = list(step_chunks(batch_sizes, chunk_size, HOISTED_BYTES / (4 * dim * len(inputs) * inputs.itemsize)))
     of_ih, of_hh, of_hr = laid_out
     times_ih = repeated_product(weight_ih, [sum(sizes) for sizes in chunks], of_ih)
     times_hh = repeated_product(weight_hh, batch_sizes, of_hh)

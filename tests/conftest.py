@@ -9,8 +9,12 @@ from pathlib import Path
 REMOTE_CODE = tempfile.TemporaryDirectory(prefix="remote_code_")
 os.environ["HF_MODULES_CACHE"] = REMOTE_CODE.name
 
-import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where Triton is imported
+
+import pytest
 from accelerate.state import AcceleratorState
 
 from modeling_elmo import ElmoConfig, ElmoModel
