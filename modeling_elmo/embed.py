@@ -27,6 +27,7 @@ from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fin
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
 from .products import is_emulated
+from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
@@ -34,6 +35,7 @@ from .tokenization_elmo import ElmoTokenizer
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYERS = ("mix", "top", "average", "all")
 POOLINGS = ("mean", "max")
+BATCHES_AHEAD = 2
 TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -131,16 +133,13 @@ def embed_window(
     was_training = model.training
     model.eval()
     try:
-        for numbers in batches(by_length, [len(text) + 2 for text in texts], words_per_batch):
-            batch = [texts[number] for number in numbers]
-            inputs = tokenizer(batch, is_split_into_words=True, padding=True, return_tensors="pt")
-            output = model(**inputs.to(model.device), output_hidden_states=True)
-            chosen = choose_layers(output, layers)  # (batch, words, hidden_size) each
+        planned = batches(by_length, [len(text) + 2 for text in texts], words_per_batch)
+        for numbers, chosen in run_batches(planned, texts, model, tokenizer, layers):
             for row, number in enumerate(numbers):
                 # Without <S> and </S>; a copy, so that the batch can be freed.
                 vectors = torch.stack([layer[row, 1 : len(texts[number]) + 1] for layer in chosen])
                 results[number] = pool(vectors if layers == "all" else vectors[0], pooling).to("cpu", dtype)
-            on_batch(len(batch), sum(len(text) for text in batch))
+            on_batch(len(numbers), sum(len(texts[number]) for number in numbers))
     finally:
         model.train(was_training)
     return results
@@ -158,6 +157,38 @@ def batches(by_length: list[int], lengths: list[int], num_words: int) -> Iterato
         count += lengths[number]
     if batch:
         yield batch
+
+
+def run_batches(
+    planned: Iterable[list[int]], texts: list[list[str]], model: ElmoModel, tokenizer: ElmoTokenizer, layers: str | int
+) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
+    """The numbers and the chosen layers of each batch, (batch, words, hidden_size) each, on the CPU.
+
+    A GPU is given the next batch before the last one's layers are looked at, and others are tokenised meanwhile.
+    """
+
+    def tokenised() -> Iterator[tuple[list[int], Any]]:
+        for numbers in planned:
+            batch = [texts[number] for number in numbers]
+            yield numbers, tokenizer(batch, is_split_into_words=True, padding=True, return_tensors="pt")
+
+    on_gpu = model.device.type == "cuda"
+    last: tuple[list[int], list[Tensor], Any] | None = None
+    for numbers, inputs in read_ahead(tokenised(), BATCHES_AHEAD if on_gpu else 0):
+        chosen = choose_layers(model(**inputs, output_hidden_states=True), layers)
+        if not on_gpu:
+            yield numbers, [layer.to("cpu") for layer in chosen]
+            continue
+        copies = [layer.to("cpu", non_blocking=True) for layer in chosen]
+        is_copied = torch.cuda.Event()
+        is_copied.record()
+        if last is not None:
+            last[2].synchronize()
+            yield last[:2]
+        last = numbers, copies, is_copied
+    if last is not None:
+        last[2].synchronize()
+        yield last[:2]
 
 
 def choose_layers(output, layers: str | int) -> Sequence[Tensor]:

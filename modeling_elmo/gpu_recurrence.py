@@ -68,9 +68,8 @@ def _wait_for_all(counter, target):
     """Go on when all programs have arrived here, and see what they wrote."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release")
-    while tl.load(counter, volatile=True) < target:
+    while tl.atomic_add(counter, 0, sem="acquire") < target:  # becomes a load
         pass
-    tl.atomic_add(counter, 0, sem="acquire")
     tl.debug_barrier()
 
 
@@ -367,6 +366,7 @@ class Sizes(NamedTuple):
         depth: numbers that are multiplied at a time.
         stages: of the pipeline that fetches them.
         warps: of a program.
+        programs: on each multiprocessor, so that one multiplies while the other reads and writes.
         splits: parts of a sum, forward and backward.
     """
 
@@ -376,6 +376,7 @@ class Sizes(NamedTuple):
     depth: int
     stages: int
     warps: int
+    programs: int
     splits: tuple[int, int]
 
 
@@ -393,7 +394,7 @@ def sizes_for(rows: int, dim: int, width: int, sides: int, programs: int, dtype:
         while tiles * split * 2 <= programs and inner % (2 * split * depth) == 0:
             split *= 2
         splits.append(split)
-    return Sizes(block, cells, columns, depth, stages, warps, (splits[0], splits[1]))
+    return Sizes(block, cells, columns, depth, stages, warps, 1, (splits[0], splits[1]))
 
 
 def is_interpreted() -> bool:
@@ -478,7 +479,7 @@ class GpuRecurrence:
         splits: int, **constants: int,
     ):  # fmt: skip
         device = tensors[0].device
-        programs = _programs(device)
+        programs = plan.programs * _programs(device)
         counter = torch.zeros(1, dtype=torch.int32, device=device)
         constants |= {
             "SPLITS": splits, "BM": plan.rows, "BC": plan.cells, "BN": plan.columns, "BK": plan.depth,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .char_rows import PADDING
 from .corpus import Corpus
 
 FORWARD, BACKWARD = 0, 1
@@ -217,12 +218,16 @@ class TypeTable:
         self.labels = np.concatenate([*ids, boundaries]).astype(np.int32)
 
     def batch(self, window: Window) -> dict[str, Tensor]:
-        """Arguments of `ElmoForPreTraining` for a window."""
-        rows = self.rows[window.inputs].astype(np.int16)  # (2, lanes, steps, max_word_length)
+        """Arguments of `ElmoForPreTraining` for a window: its different words, and where each is among them."""
+        types, places = np.unique(window.inputs, return_inverse=True)
+        places = places.reshape(window.inputs.shape)  # (2, lanes, steps)
+        rows = self.rows[types].astype(np.int16)  # (distinct, max_word_length)
+        longest = int((rows != PADDING).sum(1).max())
         labels = self.labels[window.targets].astype(np.int64)  # (2, lanes, steps)
         return {
-            "input_ids": torch.from_numpy(rows[FORWARD]),
-            "reversed_input_ids": torch.from_numpy(rows[BACKWARD]),
+            "distinct_words": torch.from_numpy(rows[:, :longest].copy()),
+            "input_ids": torch.from_numpy(places[FORWARD]),
+            "reversed_input_ids": torch.from_numpy(places[BACKWARD]),
             "next_labels": torch.from_numpy(labels[FORWARD]),
             "previous_labels": torch.from_numpy(labels[BACKWARD]),
         }

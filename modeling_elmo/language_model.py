@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .lstm import ElmoState, Packing
+from .lstm import ElmoState, Packing, pack_full
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
 from .products import linear, matmul, weight_gradient
 
@@ -166,8 +166,8 @@ class _SharedSoftmax(torch.autograd.Function):
                     logits = linear(hidden[part], weight, bias).float()  # (words of the part, samples)
                 else:  # half precision is for the product only
                     logits = linear(hidden[part], weight).float().add_(bias)
-                rows = (own[part] >= 0).nonzero()[:, 0]
-                logits[rows, own[part][rows]] = -torch.inf
+                place = own[part, None].clamp(min=0)  # (words of the part, 1)
+                logits.scatter_(1, place, logits.gather(1, place).masked_fill_(own[part, None] >= 0, -torch.inf))
                 torch.maximum(logits.amax(1), own_logits[part], out=top[part])
                 logits.sub_(top[part, None]).exp_()
                 torch.sum(logits, 1, out=total[part])
@@ -326,6 +326,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         state: ElmoState | None = None,
         reversed_input_ids: Tensor | None = None,
+        distinct_words: Tensor | None = None,
         next_labels: Tensor | None = None,
         previous_labels: Tensor | None = None,
         negatives: tuple[Negatives, Negatives] | None = None,
@@ -351,6 +352,9 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             labels: (batch, words) ids in the LM vocabulary; -100 is not predicted.
             state: the `state` of an earlier output. Default: zeros.
             reversed_input_ids: (batch, words, row_length), in lanes the backward stream.
+            distinct_words: (distinct, up to row_length) character ids of the different words of both streams in lanes,
+                without the columns behind the longest; `input_ids` and `reversed_input_ids` are then (batch, words)
+                places among them. On a GPU nothing is checked that the host would have to wait for.
             next_labels: (batch, words) ids that the forward direction predicts in lanes; -100 is not predicted.
             previous_labels: (batch, words) ids that the backward direction predicts.
             negatives: the draw for each direction; by default a new one when the loss is sampled.
@@ -364,7 +368,10 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             ValueError: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
         """
         elmo = self.elmo
-        inputs, mask, packing = elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
+        if distinct_words is None:
+            inputs, mask, packing = elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
+        else:
+            inputs, mask, packing = self._prepare_lanes(input_ids, reversed_input_ids, distinct_words)
         is_pair = len(packing.order) > len(mask)
         if negatives is not None and self.sampler is None:
             raise ValueError("negatives were given, but with so small a vocabulary the full softmax is used")
@@ -374,13 +381,14 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         if lanes != (next_labels is not None):
             raise ValueError("reversed_input_ids, next_labels and previous_labels go together; labels are for texts")
         if reversed_input_ids is not None:
-            elmo.check_ids(reversed_input_ids)
+            if distinct_words is None:
+                elmo.check_ids(reversed_input_ids)
             reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
 
-        layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids)
+        layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids, distinct_words)
         top = F.dropout(layers[-1], self.config.dropout, self.training)  # (2, packed, projection_dim)
         output = ElmoForPreTrainingOutput()  # its fields are set in their order, which is that of a tuple of them
-        targets = self._targets(packing, mask, labels, next_labels, previous_labels)
+        targets = self._targets(packing, mask, labels, next_labels, previous_labels, distinct_words is not None)
         if targets is not None:
             losses = [self._losses(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
             num_targets = torch.stack([(side != IGNORE_INDEX).sum() for side in targets])  # (2,)
@@ -400,14 +408,36 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         output.state = None if is_pair else state
         return output
 
+    def _prepare_lanes(
+        self, input_ids: Tensor | None, reversed_input_ids: Tensor | None, distinct_words: Tensor
+    ) -> tuple[Tensor, Tensor, Packing]:
+        """`ElmoModel.prepare` for lanes whose words are given once each: all lanes are full."""
+        if input_ids is None or reversed_input_ids is None:
+            raise ValueError("distinct_words go with input_ids and reversed_input_ids, the places of lanes' words")
+        width = self.config.row_length
+        if not self.elmo.word_encoder.has_characters or self.elmo.word_encoder.has_word_column:
+            raise ValueError("distinct_words are for models of characters alone: give the ids of each word")
+        if distinct_words.dim() != 2 or distinct_words.shape[1] > width or distinct_words.is_floating_point():
+            raise ValueError(
+                f"distinct_words must be integers of shape (distinct, up to {width}), not {distinct_words.dtype} "
+                f"{tuple(distinct_words.shape)}"
+            )
+        if input_ids.device.type == "cpu":
+            self.elmo._check_range("distinct_words", distinct_words, self.config.vocab_size)
+            for places in (input_ids, reversed_input_ids):
+                self.elmo._check_range("places in distinct_words", places, len(distinct_words))
+        mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
+        return input_ids, mask, pack_full(*input_ids.shape, input_ids.device)
+
     def _targets(
-        self, packing: Packing, mask: Tensor, labels: Tensor | None, following: Tensor | None, previous: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
+        self, packing: Packing, mask: Tensor, labels: Tensor | None, following: Tensor | None, previous: Tensor | None,
+        trusted: bool,
+    ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
         """(packed,) targets of each direction, or `None` without labels."""
         if (following is None) != (previous is None) or (labels is not None and following is not None):
             raise ValueError("give either labels, or both next_labels and previous_labels")
         if following is not None and previous is not None:
-            following, previous = self._check_labels(following, mask), self._check_labels(previous, mask)
+            following, previous = (self._check_labels(side, mask, wait=not trusted) for side in (following, previous))
             return following[packing.forward_index], previous[packing.forward_index]
         if labels is None:
             return None
@@ -417,11 +447,12 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             labels[packing.backward_index].masked_fill(packing.is_last, IGNORE_INDEX),
         )
 
-    def _check_labels(self, labels: Tensor, mask: Tensor) -> Tensor:
+    def _check_labels(self, labels: Tensor, mask: Tensor, wait: bool = True) -> Tensor:
+        """Labels (batch * words,), checked; on a GPU only if the host may `wait` for it."""
         labels = self._check_shape("labels", labels, mask).flatten().long()
         size = self.config.lm_vocab_size
         wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= size))
-        if wrong.any():
+        if (wait or labels.device.type == "cpu") and wrong.any():
             raise ValueError(
                 f"labels must be -100 or between 0 and lm_vocab_size - 1 = {size - 1}, but there is "
                 f"{int(labels[wrong][0])}: take the tokenizer that belongs to this model"
@@ -439,11 +470,16 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
     def _losses(self, hidden: Tensor, targets: Tensor, negatives: Negatives | None) -> Tensor:
         """Loss of each word of one direction, 0 where nothing is predicted: (packed, dim), (packed,) -> (packed,)."""
         is_target = targets != IGNORE_INDEX
-        hidden, targets = hidden[is_target], targets[is_target]
-        weight, bias = self.lm_head.weight, self.lm_head.bias
-        if self.sampler is not None and (negatives is not None or self.training):
+        weight, bias, sparse = self.lm_head.weight, self.lm_head.bias, self.lm_head.sparse
+        is_sampled = self.sampler is not None and (negatives is not None or self.training)
+        if is_sampled and targets.device.type != "cpu":  # to count targets, the host would wait for the device
             negatives = negatives or self.sampler.draw()
-            sparse = self.lm_head.sparse
+            ids = targets.clamp(min=0)
+            losses = sampled_softmax_loss(hidden, ids, weight, bias, negatives, self.sampler, sparse)
+            return losses.masked_fill(~is_target, 0)
+        hidden, targets = hidden[is_target], targets[is_target]
+        if is_sampled:
+            negatives = negatives or self.sampler.draw()
             losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler, sparse)
         else:
             losses = full_softmax_loss(hidden, targets, weight, bias)

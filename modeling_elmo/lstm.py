@@ -51,6 +51,10 @@ class Packing(NamedTuple):
     backward_index: Tensor
     is_last: Tensor
 
+    def to(self, device: torch.device) -> "Packing":
+        """The same on a device."""
+        return Packing(*(part.to(device) if isinstance(part, Tensor) else part for part in self))
+
 
 def pack(starts: Tensor, lengths: Tensor) -> Packing:
     """The packing of texts that begin at flat positions `starts` (rows,) and have `lengths` (rows,) words."""
@@ -66,6 +70,19 @@ def pack(starts: Tensor, lengths: Tensor) -> Packing:
         forward_index=starts[row] + step,
         backward_index=starts[row] + lengths[row] - 1 - step,
         is_last=step == lengths[row] - 1,
+    )
+
+
+def pack_full(rows: int, words: int, device: torch.device) -> Packing:
+    """The packing of `rows` texts of `words` words each, without waiting for a device."""
+    row, step = torch.arange(rows, device=device), torch.arange(words, device=device)[:, None]
+    place = row * words + step  # (words, rows)
+    return Packing(
+        order=row,
+        batch_sizes=[rows] * words,
+        forward_index=place.flatten(),
+        backward_index=(row * words + words - 1 - step).flatten(),
+        is_last=(step == words - 1).expand(words, rows).flatten(),
     )
 
 

@@ -422,6 +422,8 @@ def _backward_steps(
 
 def _shifted(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:
     """The recurrent input of each step: `hidden`, then the outputs of the step before: (2, packed, projection_dim)."""
+    if batch_sizes[-1] == hidden.shape[1]:  # no text ends before another
+        return torch.cat([hidden, outputs[:, : outputs.shape[1] - batch_sizes[-1]]], dim=1)
     sources = [hidden, *outputs.split(batch_sizes, 1)[:-1]]
     return torch.cat([source[:, :rows] for source, rows in zip(sources, batch_sizes, strict=True)], dim=1)
 

@@ -181,7 +181,8 @@ class ElmoModel(ElmoPreTrainedModel):
 
         Args:
             input_ids: (batch, words, row_length) integer character ids, 0 for padding, and the word's id behind them
-                with `config.word_embedding_dim`; (batch, words) word ids for a model without characters.
+                with `config.word_embedding_dim`; (batch, words) word ids for a model without characters. For a model
+                on a GPU they may stay on the CPU: then the host need not wait for the GPU to know what it looks at.
             attention_mask: (batch, words), 1 for words and 0 for padding behind them. By default all rows of
                 `input_ids` that are not all zero are words.
             token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
@@ -218,7 +219,12 @@ class ElmoModel(ElmoPreTrainedModel):
         )
 
     def encode(
-        self, inputs: Tensor, packing: Packing, state: ElmoState | None = None, reversed_inputs: Tensor | None = None
+        self,
+        inputs: Tensor,
+        packing: Packing,
+        state: ElmoState | None = None,
+        reversed_inputs: Tensor | None = None,
+        distinct_words: Tensor | None = None,
     ) -> tuple[list[Tensor], ElmoState]:
         """Run the model over packed words, each direction in its own reading order: what `forward` is made of.
 
@@ -228,6 +234,8 @@ class ElmoModel(ElmoPreTrainedModel):
             state: the state before the first word; zeros if `None`.
             reversed_inputs: (batch * words, ...) the backward direction's own stream, in the order in which it reads,
                 for pretraining on lanes. By default the backward direction reads `inputs` from the end.
+            distinct_words: (distinct, up to row_length) character ids of different words, into which `inputs` and
+                `reversed_inputs` then point: (batch * words,) each.
 
         Returns:
             `num_hidden_layers + 1` tensors (2, packed, projection_dim), and the final state.
@@ -236,12 +244,16 @@ class ElmoModel(ElmoPreTrainedModel):
             place = torch.empty(len(inputs), dtype=torch.long, device=inputs.device)
             place[packing.forward_index] = torch.arange(len(packing.forward_index), device=inputs.device)
             vectors = self.word_vectors(inputs[packing.forward_index])  # (packed, projection_dim)
-            vectors = torch.stack([vectors, vectors[place[packing.backward_index]]])
+            vectors = torch.stack([vectors, vectors[place[packing.backward_index].to(vectors.device)]])
         else:
             both = torch.cat([inputs[packing.forward_index], reversed_inputs[packing.forward_index]])
-            vectors = self.word_vectors(both).unflatten(0, (2, -1))  # (2, packed, projection_dim)
+            if distinct_words is None:
+                vectors = self.word_vectors(both)
+            else:
+                vectors = F.embedding(both, self.word_encoder.encode_distinct(distinct_words))
+            vectors = vectors.unflatten(0, (2, -1))  # (2, packed, projection_dim)
         state = self._check_state(state, len(packing.order), vectors)
-        layers, state = self.lstm(vectors, packing, state)
+        layers, state = self.lstm(vectors, packing.to(vectors.device), state)
         return [vectors, *layers], state
 
     def encode_padded(self, inputs: Tensor, mask: Tensor) -> list[Tensor]:
@@ -406,5 +418,5 @@ def unpack(layer: Tensor, packing: Packing, positions: int) -> Tensor:
     """(2, packed, projection_dim) in reading order -> (positions, 2 * projection_dim), zeros where no word is."""
     both = layer.new_zeros(positions, 2, layer.shape[2])
     for side, index in enumerate((packing.forward_index, packing.backward_index)):
-        both[:, side].index_copy_(0, index, layer[side])
+        both[:, side].index_copy_(0, index.to(layer.device), layer[side])
     return both.flatten(1)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ from .checkpoints import (
 from .evaluation import evaluate, to_device
 from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
+from .language_model import Negatives
 from .lstm import ElmoState
 from .processes import any_process, on_main
 from .products import is_emulated
+from .read_ahead import read_ahead
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
 from .text_files import DataError
@@ -48,6 +51,12 @@ from .training_text import read_text
 LOCK_FILE = ".lock"
 # Several processes ask each other so often whether one was told to stop.
 STEPS_BETWEEN_STOP_CHECKS = 5
+# Batches that are made while a GPU works. On a processor the model itself has all threads.
+BATCHES_AHEAD = 3
+
+
+# Arguments of the model on the host, the negatives of each direction, and the position behind the batch.
+HostBatch = tuple[dict[str, Tensor], tuple[Negatives, Negatives] | None, Position]
 
 
 class Stopped(Exception):
@@ -119,6 +128,7 @@ class Pretrainer:
         self._set_up_model()
         self.step = 0
         self.generator = torch.Generator()
+        self.batches = read_ahead(self.read_batches(), 0 if self.accelerator.device.type == "cpu" else BATCHES_AHEAD)
         self.last_evaluation: dict[str, float] = {}
         self.evaluated_at = -1
         self.gradient_bytes = 0
@@ -234,16 +244,28 @@ class Pretrainer:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
+    def read_batches(self) -> Generator[HostBatch, None, None]:
+        """All batches from that on which is next when the first one is taken."""
+        index = self.step * self.args.gradient_accumulation_steps
+        args, position, generator = self.args, self.position, torch.Generator()
+        while True:
+            window, position = self.lanes.read(position, args.unroll_steps, self.mine)
+            batch = self.text.train_table.batch(window)
+            if self.accelerator.device.type == "cuda":
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            negatives = None
+            if self.sampler is not None:
+                generator.manual_seed(seed_of(args.seed, index))
+                negatives = self.sampler.draw(generator), self.sampler.draw(generator)
+            yield batch, negatives, position
+            index += 1
+
     def micro_step(self, index: int) -> Tensor:
         """Forward and backward of one batch; returns the mean loss of each direction and lane, (2, lanes)."""
         args, accelerator = self.args, self.accelerator
-        window, self.position = self.lanes.read(self.position, args.unroll_steps, self.mine)
-        batch = to_device(self.text.train_table.batch(window), accelerator.device)
+        host_batch, negatives, self.position = next(self.batches)
+        batch = to_device(host_batch, accelerator.device)
         self.reset_lanes(index)
-        negatives = None
-        if self.sampler is not None:
-            self.generator.manual_seed(seed_of(args.seed, index))
-            negatives = self.sampler.draw(self.generator), self.sampler.draw(self.generator)
         torch.manual_seed(seed_of(args.seed, index, accelerator.process_index))  # dropout
         with accelerator.autocast():
             output = self.model(**batch, state=self.state, negatives=negatives)
@@ -320,6 +342,7 @@ class Pretrainer:
             if self.checkpoint is not None:
                 self.resume()
             self.start_log()
+            stack.callback(self.batches.close)
             stack.callback(self.log.bar.close)
             for number in (signal.SIGTERM, signal.SIGINT):
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))

@@ -50,6 +50,7 @@ class ElmoWordEncoder(nn.Module):
         if not self.has_characters:
             self.word_embedding = nn.Embedding(config.word_vocab_size, config.projection_dim, padding_idx=0)
             return
+        self.row_length = config.max_word_length
         self.widest = max(width for width, _ in config.cnn_filters)
         self.activation = {"relu": F.relu, "tanh": torch.tanh}[config.cnn_activation]
         self.char_embedding = nn.Embedding(config.vocab_size, config.char_embedding_dim, padding_idx=0)
@@ -89,11 +90,29 @@ class ElmoWordEncoder(nn.Module):
         keys = row_keys(words)
 
         def compute(places: list[int]) -> Tensor:
-            return self._encode_by_length(words[places])
+            distinct = words[places]
+            device = self.char_embedding.weight.device
+            if device.type != "cpu" and not self.has_word_column:
+                longest = int((distinct != self.padding_id).sum(1).max()) if places else 0
+                return self.encode_distinct(distinct[:, :longest].to(device))
+            return self._encode_by_length(distinct.to(device))
 
         if self._is_frozen():
             return self.cache.look_up(keys, self._fingerprint(), compute)
         return compute_once(keys, compute)
+
+    def encode_distinct(self, words: Tensor) -> Tensor:
+        """`forward` for words that all differ. Rows may be cut behind their longest word: then nothing in here waits
+        for a GPU.
+
+        Args:
+            words: (words, up to row_length) integer ids.
+        """
+        words = words.long()
+        if words.device.type == "cpu":
+            words = F.pad(words, (0, self.row_length - words.shape[1]), value=self.padding_id)
+            return self._encode_by_length(words)
+        return self._in_chunks(words)
 
     def _is_frozen(self) -> bool:
         """Whether vectors depend on nothing but the weights and need no gradient."""
@@ -114,8 +133,8 @@ class ElmoWordEncoder(nn.Module):
 
     def _in_chunks(self, words: Tensor) -> Tensor:
         size = self.chunk_size or max(len(words), 1)
-        chunks = words.split(min(size, CPU_CHUNK_SIZE) if words.device.type == "cpu" else size)
-        return torch.cat([self._encode(chunk) for chunk in chunks])
+        size = min(size, CPU_CHUNK_SIZE) if words.device.type == "cpu" else size * GPU_CHUNKS
+        return torch.cat([self._encode(chunk) for chunk in words.split(size)])
 
     def _encode(self, words: Tensor) -> Tensor:
         known: list[Tensor] = []  # what a word has beside its characters
@@ -168,6 +187,10 @@ class ElmoWordEncoder(nn.Module):
         """
         if len(words) == 0:
             return words, False
+        if words.shape[1] < self.row_length:  # cut behind the longest word before
+            end = min(words.shape[1] + self.widest, self.row_length)
+            cut = F.pad(words, (0, end - words.shape[1]), value=self.padding_id)
+            return cut, words.shape[1] + self.widest <= self.row_length
         position = torch.arange(1, words.shape[1] + 1, device=words.device)
         end = int(((words != self.padding_id) * position).max()) + self.widest
         return words[:, :end], end <= words.shape[1]
@@ -176,6 +199,8 @@ class ElmoWordEncoder(nn.Module):
 # Words that a processor encodes at a time: more leave its caches and are cut to a longer word (256 measured best of
 # 128, 256 and 512 with small).
 CPU_CHUNK_SIZE = 256
+# A GPU takes so many times the configured number, for its memory is large, and small chunks leave it idle.
+GPU_CHUNKS = 8
 PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList, Linear}
 
 

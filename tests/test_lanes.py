@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from modeling_elmo import ElmoTokenizer, lanes
+from modeling_elmo.char_rows import PADDING
 from modeling_elmo.corpus import Corpus, write_corpus
 from modeling_elmo.lanes import BACKWARD, FORWARD, Lanes, Position, TypeTable, Window, read_in_order
 from modeling_elmo.text_files import ReadingReport
@@ -176,6 +177,8 @@ def test_a_batch_has_the_characters_and_labels_of_its_words(corpus_of):
     tokenizer = ElmoTokenizer().train_new_from_counts({"a": 3, "e": 2, "m": 1})
     window = read_windows(Lanes(corpus, 2, seed=5), [9])
     batch = TypeTable(corpus, tokenizer).batch(window)
+    assert len(batch["distinct_words"].unique(dim=0)) == len(batch["distinct_words"])
+    assert batch["distinct_words"].shape[1] == 3, "cut behind the longest word: its begin, one letter, its end"
     rows = {"<S>": tokenizer.bos_row, "</S>": tokenizer.eos_row}
     labels = {"<S>": tokenizer.lm_bos_id, "</S>": tokenizer.lm_eos_id}
     for direction, ids, targets in (
@@ -183,9 +186,11 @@ def test_a_batch_has_the_characters_and_labels_of_its_words(corpus_of):
         (BACKWARD, batch["reversed_input_ids"], batch["previous_labels"]),
     ):
         for lane in range(2):
-            for word, row in zip(words_of(corpus, window.inputs[direction][lane]), ids[lane], strict=True):
+            for word, place in zip(words_of(corpus, window.inputs[direction][lane]), ids[lane], strict=True):
                 expected = rows[word] if word in rows else tokenizer.encode_words([word])[0]
-                np.testing.assert_array_equal(row.numpy(), expected)
+                row = batch["distinct_words"][place].numpy()
+                np.testing.assert_array_equal(row, expected[: len(row)])
+                assert (expected[len(row) :] == PADDING).all()
             for word, label in zip(words_of(corpus, window.targets[direction][lane]), targets[lane], strict=True):
                 assert label == (labels[word] if word in labels else tokenizer.lm_ids([word])[0])
 
