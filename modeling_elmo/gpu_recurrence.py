@@ -182,8 +182,7 @@ def _sum_parts(
     index, running, parts, rows,
     SIDES: constexpr, WIDTH: constexpr, SPLITS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
-    """The sum of a block's parts, always in the same order; its rows' places in (rows, WIDTH), its side, what is real.
-    """
+    """The sum of a block's parts, always in the same order; its rows' places in (rows, WIDTH), its side, what is real."""
     element = index * BLOCK + tl.arange(0, BLOCK)
     side = (element // (running * WIDTH)).to(tl.int64)
     place = element % (running * WIDTH)
@@ -234,9 +233,7 @@ def _forward(
             _wait_for_all(counter, arrivals)
         if SPLITS > 1:
             if PHASE == 0 or PHASE == 3:
-                _finish_projection(
-                    step, starts, hiddens, parts, packed, rows, proj_bound, SIDES, WIDTH, SPLITS, BLOCK
-                )
+                _finish_projection(step, starts, hiddens, parts, packed, rows, proj_bound, SIDES, WIDTH, SPLITS, BLOCK)
             if PHASE == 0:
                 arrivals += tl.num_programs(0)
                 _wait_for_all(counter, arrivals)
@@ -348,9 +345,7 @@ def _backward(
             arrivals += tl.num_programs(0)
             _wait_for_all(counter, arrivals)
         if PHASE == 0 or PHASE == 3:
-            _finish_hidden(
-                step, starts, is_open, d_outputs, d_hidden, parts, packed, rows, SIDES, WIDTH, SPLITS, BLOCK
-            )
+            _finish_hidden(step, starts, is_open, d_outputs, d_hidden, parts, packed, rows, SIDES, WIDTH, SPLITS, BLOCK)
         if PHASE == 0:
             arrivals += tl.num_programs(0)
             _wait_for_all(counter, arrivals)
@@ -494,7 +489,9 @@ class GpuRecurrence:
             order = range(*steps) if kernel is _forward else reversed(range(*steps))
             for step in order:
                 for phase in PHASES:
-                    kernel[(programs,)](step, step + 1, *tensors, counter, *numbers, PHASE=phase, **constants, **options)
+                    kernel[(programs,)](
+                        step, step + 1, *tensors, counter, *numbers, PHASE=phase, **constants, **options
+                    )
 
 
 def _one_table(first: Tensor, rest: Tensor) -> Tensor:

@@ -71,21 +71,18 @@ def _read(
     The lanes of other processes move on, too, without their words being read from disk. Lanes take sentences in the
     order in which they come to need one, so that the same words come out in windows of any length.
     """
-    inputs = np.full((len(mine), steps), corpus.bos, dtype=np.int64)
-    targets = np.full((len(mine), steps), -1, dtype=np.int64)
-    starts, lengths, offsets = (values[direction] for values in position[1:])
+    starts, lengths, offsets = (values[direction].tolist() for values in position[1:])
+    pieces: list[Piece] = []
 
     def read_on(lane: int, at: int):
         """Read on in the lane's sentence, from step `at` of the window to its end or that of the window."""
-        take = min(steps - at, int(lengths[lane] - offsets[lane]) + 1)
+        take = min(steps - at, lengths[lane] - offsets[lane] + 1)
         if take > 0 and lane in mine:
-            row, columns = mine.index(lane), slice(at, at + take)
-            piece = _piece(corpus, int(starts[lane]), int(lengths[lane]), int(offsets[lane]), take, direction)
-            inputs[row, columns], targets[row, columns] = piece[:-1], piece[1:]
+            pieces.append(Piece(mine.index(lane), at, take, starts[lane], lengths[lane], offsets[lane]))
         offsets[lane] += take
 
-    due = [(int(left), lane) for lane, left in enumerate(lengths - offsets + 1)]  # when lanes need a sentence
-    for lane in range(len(due)):
+    due = [(length - offset + 1, lane) for lane, (length, offset) in enumerate(zip(lengths, offsets, strict=True))]
+    for lane in range(len(due)):  # (when it needs a sentence, lane)
         read_on(lane, 0)
     heapq.heapify(due)
     while due[0][0] < steps:
@@ -97,21 +94,50 @@ def _read(
             (starts[lane], lengths[lane]), offsets[lane] = sentence, 0
             heapq.heapreplace(due, (at + sentence[1] + 1, lane))
             read_on(lane, at)
+    for values, read in zip(position[1:], (starts, lengths, offsets), strict=True):
+        values[direction] = read
+    inputs = np.full((len(mine), steps), corpus.bos, dtype=np.int64)
+    targets = np.full((len(mine), steps), -1, dtype=np.int64)
+    if pieces:
+        _fill(corpus, direction, pieces, inputs, targets)
     return inputs, targets
 
 
-def _piece(corpus: Corpus, start: int, length: int, first: int, take: int, direction: int) -> np.ndarray:
-    """Places `first` to `first + take` (included) of a sentence with both its boundaries, as a direction reads it."""
-    piece = np.empty(take + 1, dtype=np.int64)
-    begin, end = (corpus.bos, corpus.eos) if direction == FORWARD else (corpus.eos, corpus.bos)
-    piece[0], piece[-1] = begin, end  # overwritten where the piece lies within the sentence
-    low, high = max(first, 1), min(first + take, length)  # its words, counted from 1 in reading order
+class Piece(NamedTuple):
+    """Places `first` to `first + take` (included) of a sentence with both its boundaries, as a direction reads it: what
+    a lane (a row of a window) reads from step `at` on."""
+
+    row: int
+    at: int
+    take: int
+    start: int
+    length: int
+    first: int
+
+
+def _fill(corpus: Corpus, direction: int, pieces: list[Piece], inputs: np.ndarray, targets: np.ndarray):
+    """Write the words of pieces, and of each the word behind it, into (lanes, steps), all pieces at once."""
+    row, at, take, start, length, first = np.array(pieces).T  # (pieces,) each
+    low, high = np.maximum(first, 1), np.minimum(first + take, length)  # their words, counted from 1 in reading order
     if direction == FORWARD:
-        words = corpus.words(start + low - 1, start + high)
+        begin, end, spans = corpus.bos, corpus.eos, (start + low - 1, start + high)
     else:
-        words = corpus.words(start + length - high, start + length - low + 1)[::-1]
-    piece[low - first : high - first + 1] = words
-    return piece
+        begin, end, spans = corpus.eos, corpus.bos, (start + length - high, start + length - low + 1)
+    words = corpus.words_of(*(bounds.tolist() for bounds in spans))  # those of all pieces
+    numbers = spans[1] - spans[0]
+    lies = np.cumsum(numbers) - numbers  # (pieces,) where the words of each begin
+
+    piece = np.repeat(np.arange(len(pieces)), take)  # (words of the window,) each
+    step = np.arange(len(piece)) - np.repeat(np.cumsum(take) - take, take)
+
+    def at_place(place: np.ndarray) -> np.ndarray:
+        """Type ids at places of sentences, 0 being the boundary in front."""
+        inside = place - low[piece] if direction == FORWARD else high[piece] - place
+        found = words[np.clip(lies[piece] + inside, 0, len(words) - 1)]
+        return np.where(place == 0, begin, np.where(place == length[piece] + 1, end, found))
+
+    inputs[row[piece], at[piece] + step] = at_place(first[piece] + step)
+    targets[row[piece], at[piece] + step] = at_place(first[piece] + step + 1)
 
 
 class Lanes:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -61,19 +62,19 @@ class LogUniformSampler:
         Random numbers are taken on the CPU from `generator` (default: torch's own), so that a saved random state
         gives the same draw again on every device.
         """
-        ids = torch.empty(0, dtype=torch.long)
+        ids = np.empty(0, dtype=np.int64)
+        found_at = np.empty(self.vocab_size, dtype=np.int64)  # the try that found an id, of those found
         log_range = math.log(self.vocab_size + 1)
         while True:
             uniform = torch.rand(2 * self.num_samples, dtype=torch.float64, generator=generator)
             more = (torch.exp(uniform * log_range) - 1).long().clamp(max=self.vocab_size - 1)
-            ids = torch.cat([ids, more])
-            order = torch.argsort(ids, stable=True)  # equal ids side by side, the first found in front
-            is_first = torch.ones_like(ids, dtype=torch.bool)
-            is_first[1:] = ids[order][1:] != ids[order][:-1]
-            first_tries = order[is_first].sort().values  # (different ids,) when each was found
+            ids = np.concatenate([ids, more.numpy()])
+            tries = np.arange(len(ids))
+            found_at[ids[::-1]] = tries[::-1]  # of equal ids the last one written stays: the first that was found
+            first_tries = np.flatnonzero(found_at[ids] == tries)  # (different ids,) when each was found
             if len(first_tries) >= self.num_samples:
                 found = first_tries[: self.num_samples]
-                return Negatives(ids[found], int(found[-1]) + 1)
+                return Negatives(torch.from_numpy(ids[found]), int(found[-1]) + 1)
 
     def expected_count(self, ids: Tensor, tries: int) -> Tensor:
         """How often each id is expected in a draw that took `tries`: 1 - (1 - P)^tries, of the shape of `ids`.

@@ -171,9 +171,7 @@ def test_tiles_and_parts_cover_everything_once(rows, dim, width):
     for dtype in (torch.float32, torch.bfloat16):
         plan = sizes_for(rows, dim, width, 2, 132, dtype)
         assert dim % plan.cells == 0 and width % plan.columns == 0 and width % plan.depth == 0
-        assert all(
-            inner % (split * plan.depth) == 0 for inner, split in zip((dim, 4 * dim), plan.splits, strict=True)
-        )
+        assert all(inner % (split * plan.depth) == 0 for inner, split in zip((dim, 4 * dim), plan.splits, strict=True))
 
 
 def test_where_it_serves():

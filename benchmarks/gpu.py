@@ -1,0 +1,375 @@
+"""How fast ELMo is on a GPU, against cuDNN, against the reference and against the limits of the card.
+
+    python benchmarks/gpu.py                                   # all of it, six minutes on an H200
+    python benchmarks/gpu.py --only recurrence                 # one layer, forward and with its gradient
+    python benchmarks/gpu.py --only training --train_file train.txt.gz    # words/s of train.py with 800,000 words
+    python benchmarks/gpu.py --only embedding --train_file train.txt.gz   # words/s of modeling_elmo.embed.embed
+    python benchmarks/gpu.py --only profile --train_file train.txt.gz     # where the time of a training step goes
+
+Contestants take turns in one session; the tables have medians of the turns. README.md beside this file says how to
+read them.
+"""
+
+import argparse
+import gzip
+import itertools
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+from modeling_elmo.embed import embed
+from modeling_elmo.gpu_recurrence import gpu_recurrence
+from modeling_elmo.lstm_ops import fused_lstm, packed_lstm
+
+CUDA = torch.device("cuda")
+DTYPE = torch.bfloat16
+STEPS = 20
+CLIPS = {"cell_clip": 3.0, "proj_clip": 3.0}
+SIZES = {"original": (4096, 512), "small": (1024, 128)}
+SOFTMAX_WORDS = 800_000
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """Of the GPU and of the host that feeds it: a call is not waited for before the next one begins."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(4):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 4
+
+
+def in_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each; one that fails is told and left out."""
+    times: dict[str, list[float]] = {}
+    for name, function in list(contestants.items()):
+        try:
+            function(), function()
+            torch.cuda.synchronize()
+            times[name] = []
+        except (RuntimeError, AssertionError) as error:
+            print(f"{name} does not run: {str(error).splitlines()[0][:120]}", flush=True)
+    for _ in range(rounds):
+        for name in times:
+            times[name].append(milliseconds(contestants[name]))
+    return {name: median(values) for name, values in times.items()}
+
+
+def describe_machine() -> tuple[float, float]:
+    """Print what runs this; returns the card's FLOP/s in products and bytes/s in copies, measured."""
+    import triton
+
+    properties = torch.cuda.get_device_properties(CUDA)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    square = torch.randn(8192, 8192, device=CUDA, dtype=DTYPE)
+    copied = torch.empty(2**30, device=CUDA, dtype=torch.uint8)
+    both = in_turns({"product": lambda: square @ square, "copy": lambda: copied.clone()}, 3)
+    flops, bandwidth = 2 * 8192**3 / both["product"] * 1e3, 2 * copied.nbytes / both["copy"] * 1e3
+    print(
+        f"{properties.name}, {properties.multi_processor_count} multiprocessors; torch {torch.__version__}, Triton "
+        f"{triton.__version__}, cuDNN {torch.backends.cudnn.version()}; commit {commit.strip() or 'unknown'}\n"
+        f"measured: {flops / 1e12:.0f} TFLOP/s in bfloat16 products, {bandwidth / 1e12:.2f} TB/s read and written\n"
+    )
+    return flops, bandwidth
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One layer, both directions
+
+
+def make_layer(dim: int, width: int, rows: int) -> list[Tensor]:
+    """Inputs, W_ih, W_hh, bias, W_hr, hidden state and cell."""
+    torch.manual_seed(0)
+    shapes = [(2, rows * STEPS, width), (2, 4 * dim, width), (2, 4 * dim, width), (2, 4 * dim), (2, width, dim)]
+    tensors = [torch.randn(shape, device=CUDA) for shape in shapes]
+    scaled = [tensor / tensor.shape[2] ** 0.5 if index in (1, 2, 4) else tensor for index, tensor in enumerate(tensors)]
+    leaves = [tensor.to(DTYPE).requires_grad_() for tensor in scaled]
+    return [*leaves, torch.zeros(2, rows, width, device=CUDA, dtype=DTYPE), torch.zeros(2, rows, dim, device=CUDA)]
+
+
+def limits(dim: int, width: int, rows: int, flops: float, bandwidth: float) -> tuple[tuple[float, float], ...]:
+    """The least milliseconds (products, memory) of the forward pass, and of it with the gradient."""
+    words = 2 * rows * STEPS
+    multiplied = words * (2 * 4 * dim * width + dim * width)  # W_ih, W_hh and W_hr
+    weights = 2 * (8 * dim * width + dim * width) * 2  # bytes, read once: they stay in the cache
+    forward = weights + words * 2 * width * 2  # and inputs and outputs
+    # The gradient needs gates (4), what is projected (2 bytes each) and the cell (4 bytes): written, and read again.
+    kept = words * dim * (4 * 2 + 2 + 4)
+    gradient = 2 * forward + weights + 2 * kept + 2 * words * 4 * dim * 2  # and those of the gates, written and read
+    compute = 2 * multiplied / flops * 1e3
+    return (compute, forward / bandwidth * 1e3), (3 * compute, gradient / bandwidth * 1e3)
+
+
+def contestants(dim: int, width: int, rows: int, compiled: bool) -> dict[str, Callable[[bool], object]]:
+    """What runs one layer; each is told whether to run its gradient, too."""
+    tensors, sizes = make_layer(dim, width, rows), [rows] * STEPS
+    weight = torch.randn(2, rows * STEPS, width, device=CUDA, dtype=DTYPE)  # of the outputs, in the loss
+
+    def with_gradient(run: Callable[[], Tensor], leaves: list[Tensor], of: Tensor) -> Callable[[bool], object]:
+        def both(backward: bool):
+            with torch.set_grad_enabled(backward):
+                outputs = run()
+            return torch.autograd.grad(outputs, leaves, of) if backward else outputs
+
+        return both
+
+    ours = with_gradient(lambda: fused_lstm(*tensors, sizes, **CLIPS)[0], tensors[:5], weight)
+    runs = {"ours": ours}
+    cudnn = nn.LSTM(width, dim, proj_size=width, bidirectional=True, device=CUDA, dtype=DTYPE)
+    inputs = torch.randn(STEPS, rows, width, device=CUDA, dtype=DTYPE, requires_grad=True)
+    leaves, of = [inputs, *cudnn.parameters()], torch.randn(STEPS, rows, 2 * width, device=CUDA, dtype=DTYPE)
+    runs["cuDNN"] = with_gradient(lambda: cudnn(inputs)[0], leaves, of)
+    runs["loop"] = with_gradient(lambda: packed_lstm(*tensors, sizes, **CLIPS)[0], tensors[:5], weight)
+    if compiled:
+        loop = torch.compile(packed_lstm, dynamic=False, options={"triton.cudagraphs": True})
+        runs["compiled"] = with_gradient(lambda: loop(*tensors, sizes, **CLIPS)[0], tensors[:5], weight)
+    graphs = {False: captured(runs["loop"], False), True: captured(runs["loop"], True)}
+    runs["graph"] = lambda backward: graphs[backward]()
+    return runs
+
+
+def captured(run: Callable[[bool], object], backward: bool) -> Callable[[], object]:
+    """A CUDA graph of a call, which the host starts at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(backward), run(backward)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(backward)
+    return graph.replay
+
+
+def bench_recurrence(flops: float, bandwidth: float, rounds: int):
+    print(
+        f"one layer, both directions, {STEPS} steps, bfloat16; ms (cuDNN: torch.nn.LSTM with proj_size, without clips;"
+    )
+    print("loop: the steps in torch, as they are, in a CUDA graph, and compiled with CUDA graphs)\n")
+    head = ["ours", "cuDNN", "loop", "graph", "compiled", "ours/cuDNN", "products", "memory"]
+    print(f"{'layer':9} {'rows':>4} {'pass':17} " + " ".join(f"{name:>10}" for name in head))
+    for name, (dim, width) in SIZES.items():
+        for rows in (32, 64, 128, 256, 512):
+            runs = contestants(dim, width, rows, compiled=name == "original" and rows == 128)
+            for backward in (False, True):
+                turns = {who: (lambda run=run, backward=backward: run(backward)) for who, run in runs.items()}
+                times = in_turns(turns, rounds)
+                least = limits(dim, width, rows, flops, bandwidth)[backward]
+                ratio = times.get("cuDNN", math.nan) / times["ours"]
+                cells = [f"{times[who]:10.2f}" if who in times else f"{'':10}" for who in head[:5]]
+                cells += [f"{ratio:9.2f}x", *(f"{value:10.3f}" for value in least)]
+                print(
+                    f"{name:9} {rows:4} {'forward, backward' if backward else 'forward':17} " + " ".join(cells),
+                    flush=True,
+                )
+            torch.cuda.empty_cache()
+    print()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and embedding
+
+
+class CudnnLayer(nn.Module):
+    """An `ElmoLstmLayer` by cuDNN, which cannot clip: for lanes, whose texts are all of one length."""
+
+    gradient_checkpointing = False
+
+    def __init__(self, config: ElmoConfig):
+        super().__init__()
+        dim, width = config.lstm_dim, config.projection_dim
+        self.sides = nn.ModuleList(nn.LSTM(width, dim, proj_size=width) for _ in range(2))
+
+    def forward(self, inputs: Tensor, batch_sizes: list[int], hidden: Tensor, cell: Tensor):
+        outputs, hiddens, cells = [], [], []
+        for side, lstm in enumerate(self.sides):
+            steps = inputs[side].unflatten(0, (len(batch_sizes), -1))  # (steps, rows, projection_dim)
+            state = hidden[side, None].to(DTYPE).contiguous(), cell[side, None].to(DTYPE).contiguous()
+            output, (last_hidden, last_cell) = lstm(steps.to(DTYPE), state)
+            outputs.append(output.flatten(0, 1)), hiddens.append(last_hidden[0]), cells.append(last_cell[0].float())
+        return torch.stack(outputs), torch.stack(hiddens), torch.stack(cells)
+
+
+def make_vocabulary(folder: Path, train_file: str) -> Path:
+    """The words of a text by falling frequency, filled up to 800,000 with words that it does not have."""
+    with gzip.open(train_file, "rt", encoding="utf-8") as lines:
+        counts: dict[str, int] = {}
+        for word in itertools.chain.from_iterable(map(str.split, lines)):
+            counts[word] = counts.get(word, 0) + 1
+    words = sorted(counts, key=lambda word: -counts[word])
+    words = ["<S>", "</S>", "<UNK>", *(word for word in words if word not in ("<S>", "</S>", "<UNK>"))]
+    words += [f"filler{number}" for number in range(SOFTMAX_WORDS - len(words))]
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words[:SOFTMAX_WORDS]) + "\n", encoding="utf-8")
+    return path
+
+
+def make_trainer(folder: Path, options: argparse.Namespace, lanes: int, steps: int, cudnn: bool):
+    """A run of train.py with the original's model and optimizer, as train.py makes it."""
+    from modeling_elmo.arguments import PretrainingArguments
+    from modeling_elmo.pretraining import Pretrainer
+
+    args = PretrainingArguments(
+        output_dir=str(folder / f"{lanes}_{cudnn}"), overwrite_output_dir=True, config_name="original",
+        train_file=[options.train_file], validation_file=[options.train_file], pre_tokenized=True,
+        vocab_file=str(folder / "vocab.txt"), per_device_train_batch_size=lanes, max_steps=steps,
+        mixed_precision="bf16", data_cache_dir=str(folder / "cache"), logging_steps=1000, optim=options.optim,
+        learning_rate=0.2 if options.optim == "adagrad" else 0.001,
+    )  # fmt: skip
+    trainer = Pretrainer(args)
+    if cudnn:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        layers = [CudnnLayer(trainer.config) for _ in model.elmo.lstm.layers]
+        model.elmo.lstm.layers = nn.ModuleList(layer.to(CUDA, DTYPE) for layer in layers)
+        from modeling_elmo.training_model import make_optimizer
+
+        trainer.optimizer = trainer.accelerator.prepare(make_optimizer(args, model))
+    trainer.start_log()
+    trainer.model.train()
+    return trainer
+
+
+def step_times(trainer, number: int) -> float:
+    """Median seconds of a training step, measured over tens of them; the host runs ahead within ten."""
+    times = []
+    for _ in range(number // 10):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(10):
+            trainer.optimizer_step()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e4)
+    return median(times)
+
+
+def bench_training(options: argparse.Namespace, folder: Path):
+    print(f"pretraining, original, {SOFTMAX_WORDS:,} words in the softmax, 8,192 negatives, {options.optim}, bf16\n")
+    print(f"{'lanes':>5} {'ours words/s':>13} {'cuDNN words/s':>14} {'ratio':>6} {'GiB':>6}")
+    for lanes in options.lanes:
+        speeds = {}
+        trainers = {cudnn: make_trainer(folder, options, lanes, 100_000, cudnn) for cudnn in (False, True)}
+        times: dict[bool, list[float]] = {False: [], True: []}
+        torch.cuda.reset_peak_memory_stats()
+        for turn in range(1 + options.rounds):
+            for cudnn, trainer in trainers.items():
+                seconds = step_times(trainer, 10)
+                times[cudnn] += [seconds] if turn else []
+        for cudnn, trainer in trainers.items():
+            speeds[cudnn] = trainer.words_per_step / median(times[cudnn])
+            trainer.batches.close()
+            trainer._unlock()
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        ratio = speeds[False] / speeds[True]
+        print(f"{lanes:5} {speeds[False]:13,.0f} {speeds[True]:14,.0f} {ratio:5.2f}x {memory:6.1f}", flush=True)
+        del trainers, trainer
+        torch.cuda.empty_cache()
+    print()
+
+
+def bench_profile(options: argparse.Namespace, folder: Path):
+    """Where the GPU's and the host's time of a training step goes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    trainer = make_trainer(folder, options, options.lanes[0], 100_000, False)
+    for _ in range(5):
+        trainer.optimizer_step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as result:
+        for _ in range(5):
+            trainer.optimizer_step()
+        torch.cuda.synchronize()
+    averages = result.key_averages()
+    print(averages.table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
+    print(averages.table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60))
+    trainer.batches.close()
+    trainer._unlock()
+
+
+def bench_embedding(options: argparse.Namespace, rounds: int):
+    with gzip.open(options.train_file, "rt", encoding="utf-8") as lines:
+        texts = [line.split() for line in itertools.islice(lines, options.sentences)]
+    words = sum(map(len, texts))
+    torch.manual_seed(0)
+    model = ElmoModel(ElmoConfig.from_json_file(ROOT / "configs/original.json")).to(CUDA, DTYPE)
+    model.eval().requires_grad_(False)
+    tokenizer = ElmoTokenizer()
+    print(f"embedding, original, bfloat16, {len(texts):,} sentences with {words:,} words\n")
+    print(f"{'what':58} {'words/s':>9}")
+    budgets = {"words_per_batch": 32768, "words_per_window": 262144, "dtype": DTYPE}
+    ways = {
+        "embed(), text to vectors in memory, top layer": lambda: drain(
+            embed(texts, model, tokenizer, layers="top", **budgets)
+        ),
+        "embed(), the mean of each text": lambda: drain(
+            embed(texts, model, tokenizer, layers="top", pooling="mean", **budgets)
+        ),
+        "the model, ids on the host to all layers on the GPU": lambda: encode_all(texts, model, tokenizer),
+    }
+    for name, way in ways.items():
+        way()
+        measured = [seconds for _ in range(rounds) if (seconds := way())]
+        print(f"{name:58} {words / median(measured):9,.0f}", flush=True)
+    print()
+
+
+def drain(vectors) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in vectors:
+        pass
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def encode_all(texts: list[list[str]], model: ElmoModel, tokenizer: ElmoTokenizer) -> float:
+    """Seconds of the model alone: rows of character ids are made before."""
+    by_length = sorted(texts, key=len)
+    batches = [tokenizer(by_length[i : i + 1024], is_split_into_words=True, padding=True, return_tensors="pt")
+               for i in range(0, len(texts), 1024)]  # fmt: skip
+    with torch.inference_mode():
+        return drain(model(**batch, output_hidden_states=True).last_hidden_state for batch in batches)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sections = ("recurrence", "training", "embedding", "profile")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections[:3])
+    parser.add_argument("--train_file", default=str(ROOT.parent / "shared/data/pretrain/train.txt.gz"))
+    parser.add_argument("--lanes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--optim", choices=("adagrad", "adamw"), default="adagrad")
+    parser.add_argument("--sentences", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if not torch.cuda.is_available() or gpu_recurrence(DTYPE, torch.device("cuda", 0)) is None:
+        raise SystemExit("gpu.py: a GPU of NVIDIA and Triton are needed")
+    flops, bandwidth = describe_machine()
+    if "recurrence" in options.only:
+        bench_recurrence(flops, bandwidth, options.rounds)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if {"training", "profile"} & set(options.only):
+            make_vocabulary(folder, options.train_file)
+        if "training" in options.only:
+            bench_training(options, folder)
+        if "profile" in options.only:
+            bench_profile(options, folder)
+    if "embedding" in options.only:
+        bench_embedding(options, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
