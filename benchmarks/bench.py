@@ -28,7 +28,7 @@ from statistics import median
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from opponents import AllenNLP, Products, TorchLstm, plain_training_model
+from opponents import AllenNLP, Products, TorchLstm, plain_training_model, with_every_word
 from timing import Table, interleaved, lanes, random_model, seconds
 from transformers.utils.logging import disable_progress_bar
 
@@ -304,26 +304,26 @@ def bench_training(table: Table, short: bool):
     config = ElmoConfig.from_json_file(ROOT / "configs/small.json")
     config.num_negative_samples = 4096
     batch = lanes(sentences(4500), config, num_lanes=64, steps=20)
-    distinct = len(
-        {tuple(row) for name in ("input_ids", "reversed_input_ids") for row in batch[name].flatten(0, 1).tolist()}
-    )
+    distinct = len(batch["distinct_words"])
     table.note(
         f"training step: vocabulary {config.lm_vocab_size:,}, 4,096 negatives, {distinct:,} distinct of 2,560 words"
     )
+    every_word = with_every_word(batch, config)
     for dtype in dtypes():
         ours = ElmoForPreTraining(config).train()
         opponents = {
-            "nn.LSTM(proj_size), our word encoder": plain_training_model(config, every_word=False),
-            "nn.LSTM(proj_size), CNN on every word": plain_training_model(config, every_word=True),
+            "nn.LSTM(proj_size), our word encoder": (plain_training_model(config, every_word=False), batch),
+            "nn.LSTM(proj_size), CNN on every word": (plain_training_model(config, every_word=True), every_word),
         }
 
-        def step(model, dtype=dtype):
+        def step(model, batch, dtype=dtype):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 loss = model(**batch).loss
             loss.backward()
             model.zero_grad()
 
-        contestants = {name: lambda model=model: step(model) for name, model in (("ours", ours), *opponents.items())}
+        everyone = {"ours": (ours, batch), **opponents}
+        contestants = {name: lambda both=both: step(*both) for name, both in everyone.items()}
         times = interleaved(contestants, rounds=3 if short else 7)
         for name in opponents:
             table.row("training step, small, 64 x 20", name, dtype, 64 * 20 / times["ours"], times[name], times["ours"])

@@ -1,7 +1,8 @@
 """How fast ELMo is on a GPU, against cuDNN, against the reference and against the limits of the card.
 
-    python benchmarks/gpu.py                                   # all of it, six minutes on an H200
+    python benchmarks/gpu.py                                   # all of it
     python benchmarks/gpu.py --only recurrence                 # one layer, forward and with its gradient
+    python benchmarks/gpu.py --only sizes                      # the same with other tiles, `gpu_recurrence.Sizes`
     python benchmarks/gpu.py --only training --train_file train.txt.gz    # words/s of train.py with 800,000 words
     python benchmarks/gpu.py --only embedding --train_file train.txt.gz   # words/s of modeling_elmo.embed.embed
     python benchmarks/gpu.py --only profile --train_file train.txt.gz     # where the time of a training step goes
@@ -20,18 +21,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer, lstm_ops
+from modeling_elmo import gpu_recurrence as gpu_recurrence_module
 from modeling_elmo.embed import embed
-from modeling_elmo.gpu_recurrence import gpu_recurrence
+from modeling_elmo.gpu_recurrence import PHASES, GpuRecurrence, gpu_recurrence
 from modeling_elmo.lstm_ops import fused_lstm, packed_lstm
 
+ROOT = Path(__file__).parents[1]
 CUDA = torch.device("cuda")
 DTYPE = torch.bfloat16
 STEPS = 20
@@ -125,8 +127,10 @@ def contestants(dim: int, width: int, rows: int, compiled: bool) -> dict[str, Ca
 
         return both
 
-    ours = with_gradient(lambda: fused_lstm(*tensors, sizes, **CLIPS)[0], tensors[:5], weight)
-    runs = {"ours": ours}
+    runs = {
+        name: with_gradient(lambda kernel=kernel: by_kernel(kernel, tensors, sizes), tensors[:5], weight)
+        for name, kernel in (("at once", GpuRecurrence(at_once=True)), ("phases", GpuRecurrence(at_once=False)))
+    }
     cudnn = nn.LSTM(width, dim, proj_size=width, bidirectional=True, device=CUDA, dtype=DTYPE)
     inputs = torch.randn(STEPS, rows, width, device=CUDA, dtype=DTYPE, requires_grad=True)
     leaves, of = [inputs, *cudnn.parameters()], torch.randn(STEPS, rows, 2 * width, device=CUDA, dtype=DTYPE)
@@ -135,9 +139,16 @@ def contestants(dim: int, width: int, rows: int, compiled: bool) -> dict[str, Ca
     if compiled:
         loop = torch.compile(packed_lstm, dynamic=False, options={"triton.cudagraphs": True})
         runs["compiled"] = with_gradient(lambda: loop(*tensors, sizes, **CLIPS)[0], tensors[:5], weight)
-    graphs = {False: captured(runs["loop"], False), True: captured(runs["loop"], True)}
-    runs["graph"] = lambda backward: graphs[backward]()
+    for of in ("phases", "loop"):
+        graphs = {backward: captured(runs[of], backward) for backward in (False, True)}
+        runs[f"{of}, graph"] = lambda backward, graphs=graphs: graphs[backward]()
     return runs
+
+
+def by_kernel(kernel: GpuRecurrence, tensors: list[Tensor], sizes: list[int]) -> Tensor:
+    """Outputs of `fused_lstm` with these kernels."""
+    with mock.patch.object(lstm_ops, "gpu_recurrence", lambda *_: kernel):
+        return fused_lstm(*tensors, sizes, **CLIPS)[0]
 
 
 def captured(run: Callable[[bool], object], backward: bool) -> Callable[[], object]:
@@ -154,12 +165,10 @@ def captured(run: Callable[[bool], object], backward: bool) -> Callable[[], obje
 
 
 def bench_recurrence(flops: float, bandwidth: float, rounds: int):
-    print(
-        f"one layer, both directions, {STEPS} steps, bfloat16; ms (cuDNN: torch.nn.LSTM with proj_size, without clips;"
-    )
-    print("loop: the steps in torch, as they are, in a CUDA graph, and compiled with CUDA graphs)\n")
-    head = ["ours", "cuDNN", "loop", "graph", "compiled", "ours/cuDNN", "products", "memory"]
-    print(f"{'layer':9} {'rows':>4} {'pass':17} " + " ".join(f"{name:>10}" for name in head))
+    print(f"one layer, both directions, {STEPS} steps, bfloat16; ms\n")
+    runners = ["at once", "phases", "phases, graph", "cuDNN", "loop", "loop, graph", "compiled"]
+    head = [*runners, "of cuDNN", "products", "memory"]
+    print(f"{'layer':9} {'rows':>4} {'pass':17} " + " ".join(f"{name:>13}" for name in head))
     for name, (dim, width) in SIZES.items():
         for rows in (32, 64, 128, 256, 512):
             runs = contestants(dim, width, rows, compiled=name == "original" and rows == 128)
@@ -167,14 +176,61 @@ def bench_recurrence(flops: float, bandwidth: float, rounds: int):
                 turns = {who: (lambda run=run, backward=backward: run(backward)) for who, run in runs.items()}
                 times = in_turns(turns, rounds)
                 least = limits(dim, width, rows, flops, bandwidth)[backward]
-                ratio = times.get("cuDNN", math.nan) / times["ours"]
-                cells = [f"{times[who]:10.2f}" if who in times else f"{'':10}" for who in head[:5]]
-                cells += [f"{ratio:9.2f}x", *(f"{value:10.3f}" for value in least)]
-                print(
-                    f"{name:9} {rows:4} {'forward, backward' if backward else 'forward':17} " + " ".join(cells),
-                    flush=True,
-                )
+                best = min(times.get(who, math.inf) for who in runners[:2])
+                cells = [f"{times[who]:13.2f}" if who in times else f"{'':13}" for who in runners]
+                cells += [f"{times.get('cuDNN', math.nan) / best:12.2f}x", *(f"{value:13.3f}" for value in least)]
+                told = "forward, backward" if backward else "forward"
+                print(f"{name:9} {rows:4} {told:17} " + " ".join(cells), flush=True)
             torch.cuda.empty_cache()
+    print()
+
+
+# Other tiles, with two programs on a multiprocessor, of which one multiplies while the other reads and writes.
+TWO = {"cells": 32, "warps": 4, "programs": 2}
+VARIANTS: dict[str, dict] = {
+    "as they are": {},
+    "4 stages": {"stages": 4},
+    "256 columns": {"columns": 256, "splits": (32, 32)},
+    "two": TWO,
+    "two, 32 parts": {**TWO, "splits": (16, 32)},
+    "two, depth 32": {**TWO, "depth": 32, "stages": 4},
+    "two, 64 columns": {**TWO, "columns": 64},
+    "two, 64 rows": {**TWO, "rows": 64, "cells": 64},
+    "two, 8 warps": {**TWO, "warps": 8},
+}
+
+
+def bench_sizes(rounds: int, rows: int = 128):
+    """Microseconds of a step in the kernels alone, at original's size: all at once, and each phase in a graph."""
+    dim, width = SIZES["original"]
+    inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell = (x.detach() for x in make_layer(dim, width, rows))
+    sizes, bounds = [rows] * STEPS, (3.0, 3.0)
+    d_outputs, d_cell = torch.randn_like(inputs), torch.zeros_like(cell)
+    arguments = (inputs, [weight_ih, weight_hh, weight_hr], bias, hidden, cell, sizes, bounds)
+    products = in_turns({"hoisted": lambda: torch.bmm(inputs, weight_ih.transpose(1, 2))}, rounds)["hoisted"]
+    print(f"original, {rows} rows, microseconds a step; without the input's products\n")
+    head = ["forward", "backward", *(f"{side} {phase}" for side in ("forward", "backward") for phase in PHASES)]
+    print(f"{'sizes':18} " + " ".join(f"{name:>10}" for name in head))
+    for name, changed in VARIANTS.items():
+        kernel = GpuRecurrence(at_once=True, sizes=changed)
+        try:
+            results = kernel.forward(*arguments, keep=True)
+        except Exception as error:  # such as too little memory on the chip
+            print(f"{name:18} does not run: {str(error).splitlines()[0][:90]}", flush=True)
+            continue
+        backward = (results, weight_hh, weight_hr, d_outputs, d_cell, sizes, bounds)
+        turns: dict[str, Callable[[], object]] = {
+            "forward": lambda kernel=kernel: kernel.forward(*arguments, keep=True),
+            "backward": lambda kernel=kernel, backward=backward: kernel.backward(*backward),
+        }
+        single = GpuRecurrence(at_once=False, sizes=changed)
+        for phase in PHASES:
+            with mock.patch.object(gpu_recurrence_module, "PHASES", (phase,)):
+                turns[f"forward {phase}"] = captured(lambda _, one=single: one.forward(*arguments, keep=True), False)
+                turns[f"backward {phase}"] = captured(lambda _, one=single, of=backward: one.backward(*of), False)
+        times = in_turns(turns, rounds)
+        values = [times[who] - (products if who.startswith("forward") else 0) for who in head]
+        print(f"{name:18} " + " ".join(f"{value / STEPS * 1e3:10.1f}" for value in values), flush=True)
     print()
 
 
@@ -346,7 +402,7 @@ def encode_all(texts: list[list[str]], model: ElmoModel, tokenizer: ElmoTokenize
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("recurrence", "training", "embedding", "profile")
+    sections = ("recurrence", "training", "embedding", "sizes", "profile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections[:3])
     parser.add_argument("--train_file", default=str(ROOT.parent / "shared/data/pretrain/train.txt.gz"))
     parser.add_argument("--lanes", type=int, nargs="+", default=[128, 512])
@@ -359,6 +415,8 @@ def main():
     flops, bandwidth = describe_machine()
     if "recurrence" in options.only:
         bench_recurrence(flops, bandwidth, options.rounds)
+    if "sizes" in options.only:
+        bench_sizes(options.rounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if {"training", "profile"} & set(options.only):

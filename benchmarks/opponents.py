@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
 from modeling_elmo.convert import convert_to_allennlp
@@ -145,6 +146,14 @@ class _PlainLstm(nn.Module):
             inputs = outputs + inputs if index > 0 else outputs
             layers.append(inputs)
         return layers, state
+
+
+def with_every_word(batch: dict[str, Tensor], config: ElmoConfig) -> dict[str, Tensor]:
+    """The same batch of lanes with the characters of every word instead of those of different words."""
+    words = batch["distinct_words"]
+    rows = F.pad(words, (0, config.max_word_length - words.shape[1]), value=config.char_padding_id)
+    spread = {name: rows[batch[name]] for name in ("input_ids", "reversed_input_ids")}
+    return {**{name: values for name, values in batch.items() if name != "distinct_words"}, **spread}
 
 
 def plain_training_model(config: ElmoConfig, every_word: bool) -> ElmoForPreTraining:

@@ -428,7 +428,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             for places in (input_ids, reversed_input_ids):
                 self.elmo._check_range("places in distinct_words", places, len(distinct_words))
         mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
-        return input_ids, mask, pack_full(*input_ids.shape, input_ids.device)
+        return input_ids, mask, pack_full(len(mask), mask.shape[1], mask.device)
 
     def _targets(
         self, packing: Packing, mask: Tensor, labels: Tensor | None, following: Tensor | None, previous: Tensor | None,

@@ -53,7 +53,8 @@ class Packing(NamedTuple):
 
     def to(self, device: torch.device) -> "Packing":
         """The same on a device."""
-        return Packing(*(part.to(device) if isinstance(part, Tensor) else part for part in self))
+        order, batch_sizes, *indices = self
+        return Packing(order.to(device), batch_sizes, *(index.to(device) for index in indices))
 
 
 def pack(starts: Tensor, lengths: Tensor) -> Packing:
