@@ -70,7 +70,7 @@ def sizes_for(rows: int, dim: int, width: int, sides: int, programs: int, dtype:
 def _starts(batch_sizes: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
     """Where each step's rows begin in a table that has the first state in front: (steps + 2,) int32."""
     sizes = torch.tensor([0, rows, *batch_sizes])
-    return sizes.cumsum(0).to(device, torch.int32)
+    return sizes.cumsum(0).to(device, torch.int32, non_blocking=True)
 
 
 class GpuRecurrence:

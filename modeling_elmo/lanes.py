@@ -248,7 +248,7 @@ class TypeTable:
         types, places = np.unique(window.inputs, return_inverse=True)
         places = places.reshape(window.inputs.shape)  # (2, lanes, steps)
         rows = self.rows[types].astype(np.int16)  # (distinct, max_word_length)
-        longest = int((rows != PADDING).sum(1).max())
+        longest = int(np.flatnonzero((rows != PADDING).any(0))[-1]) + 1
         labels = self.labels[window.targets].astype(np.int64)  # (2, lanes, steps)
         return {
             "distinct_words": torch.from_numpy(rows[:, :longest].copy()),

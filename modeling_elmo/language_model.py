@@ -128,7 +128,7 @@ def sampled_softmax_loss(
     Returns:
         (words,) float32.
     """
-    ids = negatives.ids.to(targets.device)
+    ids = negatives.ids.to(targets.device, non_blocking=True)
     # Looked up together, since each look-up may have a gradient as large as the vocabulary.
     both = torch.cat([targets, ids])  # (words + samples,)
     both_rows = _SparseRows.apply(weight, both) if sparse else F.embedding(both, weight)

@@ -142,7 +142,8 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
 
     def _weights(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_ih, W_hh, the bias with the forget bias, W_hr. Under autocast they are cast here once, not in each step."""
-        offsets = self.bias.new_tensor([0.0, self.forget_bias, 0.0, 0.0])[:, None]  # (4, 1): i, f, g, o
+        # (4, 1): i, f, g, o; made where the bias is, since the host would have to wait for a GPU to copy it there.
+        offsets = F.pad(self.bias.new_full((1, 1), self.forget_bias), (0, 0, 1, 2))
         bias = (self.bias.unflatten(1, (4, -1)) + offsets).flatten(1)  # (2, 4 * lstm_dim)
         dtype, device = self.weight_ih.dtype, inputs.device.type
         if torch.is_autocast_enabled(device):

@@ -314,7 +314,7 @@ def _last_places(batch_sizes: list[int], device: torch.device) -> tuple[int, Ten
     running = int(sizes[0]) if len(sizes) else 0
     lengths = (sizes[:, None] > torch.arange(running)).sum(0)  # (running,)
     first_of_step = torch.cumsum(sizes, 0) - sizes  # (steps,)
-    return running, (first_of_step[lengths - 1] + torch.arange(running)).to(device)
+    return running, (first_of_step[lengths - 1] + torch.arange(running)).to(device, non_blocking=True)
 
 
 class _FusedLstm(torch.autograd.Function):

@@ -248,10 +248,13 @@ class Pretrainer:
         """All batches from that on which is next when the first one is taken."""
         index = self.step * self.args.gradient_accumulation_steps
         args, position, generator = self.args, self.position, torch.Generator()
+        on_gpu = self.accelerator.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self.accelerator.device)  # in the thread that reads, too
         while True:
             window, position = self.lanes.read(position, args.unroll_steps, self.mine)
             batch = self.text.train_table.batch(window)
-            if self.accelerator.device.type == "cuda":
+            if on_gpu:
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             negatives = None
             if self.sampler is not None:
@@ -280,7 +283,7 @@ class Pretrainer:
             return
         self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
         chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[self.mine] < probability  # (lanes,)
-        chosen = chosen.to(self.accelerator.device)[:, None]
+        chosen = chosen.to(self.accelerator.device, non_blocking=True)[:, None]
         self.state = ElmoState(*(tensor.masked_fill(chosen, 0) for tensor in self.state))
 
     def finish_gradients(self) -> Tensor:

@@ -93,8 +93,7 @@ class ElmoWordEncoder(nn.Module):
             distinct = words[places]
             device = self.char_embedding.weight.device
             if device.type != "cpu" and not self.has_word_column:
-                longest = int((distinct != self.padding_id).sum(1).max()) if places else 0
-                return self.encode_distinct(distinct[:, :longest].to(device))
+                return self.encode_distinct(distinct[:, : self._longest(distinct)].to(device))
             return self._encode_by_length(distinct.to(device))
 
         if self._is_frozen():
@@ -191,9 +190,13 @@ class ElmoWordEncoder(nn.Module):
             end = min(words.shape[1] + self.widest, self.row_length)
             cut = F.pad(words, (0, end - words.shape[1]), value=self.padding_id)
             return cut, words.shape[1] + self.widest <= self.row_length
-        position = torch.arange(1, words.shape[1] + 1, device=words.device)
-        end = int(((words != self.padding_id) * position).max()) + self.widest
+        end = self._longest(words) + self.widest
         return words[:, :end], end <= words.shape[1]
+
+    def _longest(self, words: Tensor) -> int:
+        """Behind which column no word has anything."""
+        position = torch.arange(1, words.shape[1] + 1, device=words.device)
+        return int(((words != self.padding_id) * position).max())
 
 
 # Words that a processor encodes at a time: more leave its caches and are cut to a longer word (256 measured best of

@@ -285,6 +285,31 @@ def test_lanes_of_a_text_and_its_reverse_are_that_text():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_lanes_of_distinct_words_are_those_of_all_words(training):
+    """Losses and all gradients, also where the words' rows are cut behind the longest one."""
+    forward, backward = torch.randint(0, 5, (2, 3, 4)), torch.randint(0, 5, (2, 3, 4))
+    labels = {"next_labels": torch.randint(0, VOCAB, (3, 4)), "previous_labels": torch.randint(0, VOCAB, (3, 4))}
+    labels["next_labels"][0, 1] = -100
+    results = []
+    for cut in (None, 13, 50):
+        torch.manual_seed(1)
+        model = make_lm(torch.float64).train(training)
+        (words,) = make_texts(model, [5])  # (5, 50), none longer than 13 characters
+        assert len(words.unique(dim=0)) == 5 and (words[:, 13:] == model.config.char_padding_id).all()
+        negatives = (Negatives(torch.tensor([3, 1, 7]), 3), Negatives(torch.tensor([3, 2, 8]), 4))
+        if cut is None:
+            inputs = {"input_ids": words[forward[0]], "reversed_input_ids": words[backward[0]]}
+        else:
+            inputs = {"input_ids": forward[0], "reversed_input_ids": backward[0], "distinct_words": words[:, :cut]}
+        output = model(**inputs, **labels, negatives=negatives if training else None)
+        output.loss.backward()
+        results.append([output.word_losses, *output.state, *(parameter.grad for parameter in model.parameters())])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+
+
 def test_lanes_are_two_streams_with_carried_state():
     """Two windows with carried state have the losses of one long window, in both directions."""
     model = make_lm()
@@ -437,6 +462,8 @@ def test_half_precision_losses_are_close(dtype, tolerance):
 
 IDS, LABELS = torch.full((2, 3, 50), 7), torch.full((2, 3), 5)
 LANES = {"input_ids": IDS, "reversed_input_ids": IDS, "next_labels": LABELS, "previous_labels": LABELS}
+PLACES, WORDS = torch.tensor([[0, 1, 1]] * 2), torch.full((2, 9), 7)
+PLACED = {**LANES, "input_ids": PLACES, "reversed_input_ids": PLACES, "distinct_words": WORDS}
 BAD_INPUTS = {
     "label too large": ({"input_ids": IDS, "labels": LABELS + 35}, "lm_vocab_size - 1 = 39, but there is 40"),
     "negative label": ({"input_ids": IDS, "labels": LABELS - 6}, "must be -100 or between 0 and .*but there is -1"),
@@ -454,6 +481,11 @@ BAD_INPUTS = {
     "lanes with one direction's labels": ({**LANES, "previous_labels": None}, "both next_labels and previous_labels"),
     "all labels": ({**LANES, "labels": LABELS}, "either labels, or both"),
     "lanes' hidden states": ({**LANES, "output_hidden_states": True}, "lanes have no hidden_states"),
+    "distinct words of a text": ({"input_ids": PLACES, "distinct_words": WORDS, "labels": LABELS}, "places of lanes"),
+    "distinct words that are too long": ({**PLACED, "distinct_words": torch.full((2, 51), 7)}, r"up to 50\)"),
+    "distinct words as vectors": ({**PLACED, "distinct_words": WORDS.float()}, "must be integers of shape"),
+    "distinct words of wrong ids": ({**PLACED, "distinct_words": WORDS + 300}, "distinct_words must be between 0"),
+    "a place that there is not": ({**PLACED, "input_ids": PLACES + 1}, "places in distinct_words must be between 0"),
     "left padding": ({"input_ids": IDS, "attention_mask": torch.tensor([[0, 1, 1]] * 2)}, "padded on the right"),
     "state with pairs": (
         {"input_ids": IDS, "token_type_ids": torch.tensor([[0, 1, 1]] * 2), "state": (LABELS, LABELS)},

@@ -112,6 +112,22 @@ def test_words_of_every_length_alone_and_together(widest):
             torch.testing.assert_close(encoder(word[None])[0], vector, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("lengths", [[3, 0, 5], [40, 2], [48, 1], [43, 43]], ids=str)
+def test_distinct_words_cut_behind_the_longest_are_the_whole_ones(lengths):
+    """On a processor, and as a GPU takes them: then no row is looked at to know where to cut it."""
+    encoder = make_encoder()
+    words = random_words(lengths)
+    cut = words[:, : max(lengths) + 2]
+    assert (words[:, cut.shape[1] :] == PADDING).all()
+    expected = torch.stack([slow_word(encoder, ids) for ids in words])
+    expected_gradients = gradients(expected, encoder)
+    for encode in (encoder.encode_distinct, encoder._in_chunks):
+        actual = encode(cut)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+        for one, other in zip(gradients(actual, encoder), expected_gradients, strict=True):
+            torch.testing.assert_close(one[1:], other[1:], rtol=0, atol=1e-10)  # [1:]: without the mask
+
+
 def test_padding_is_the_maximum_somewhere_in_these_tests():
     """Otherwise a cut that leaves no window of padding would pass them."""
     encoder = make_encoder()
