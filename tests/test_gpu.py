@@ -97,10 +97,10 @@ def test_nothing_waits_for_the_gpu_within_a_batch(trainer_of, precision):
 def test_training_goes_down_in_bfloat16(trainer_of):
     trainer = trainer_of("run", mixed_precision="bf16", max_steps=60, optim="adamw", learning_rate=0.01)
     losses = []
-    for step in range(60):
+    for _ in range(60):
         trainer.optimizer_step()
         losses.append(float(trainer.log.losses[-1].mean()))
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 0.5
     trainer.batches.close()
     trainer._unlock()
 
