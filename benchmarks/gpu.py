@@ -195,8 +195,7 @@ VARIANTS: dict[str, dict] = {
     "two, 32 parts": {**TWO, "splits": (16, 32)},
     "two, depth 32": {**TWO, "depth": 32, "stages": 4},
     "two, 64 columns": {**TWO, "columns": 64},
-    "two, 64 rows": {**TWO, "rows": 64, "cells": 64},
-    "two, 8 warps": {**TWO, "warps": 8},
+    "two, 64 rows": {**TWO, "rows": 64, "cells": 64, "stages": 2},
 }
 
 

@@ -304,11 +304,13 @@ def _step_buffers(gates: Tensor, dim: int, output: Tensor) -> tuple[Tensor, Tens
 
 def _last_outputs(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:
     """Each row's output at its own last step; `hidden` for a row without words: (2, rows, projection_dim)."""
-    running, last = _last_places(batch_sizes, outputs.device)
+    running, last = _last_places(tuple(batch_sizes), outputs.device)
     return torch.cat([outputs[:, last], hidden[:, running:]], dim=1)
 
 
-def _last_places(batch_sizes: list[int], device: torch.device) -> tuple[int, Tensor]:
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else what one call leaves would be unfit for another
+def _last_places(batch_sizes: tuple[int, ...], device: torch.device) -> tuple[int, Tensor]:
     """How many rows have words, and (that many,) the packed place of each one's last word."""
     sizes = torch.tensor(batch_sizes)
     running = int(sizes[0]) if len(sizes) else 0
@@ -344,7 +346,7 @@ class _FusedLstm(torch.autograd.Function):
     def backward(ctx, d_outputs, d_final_hidden, d_final_cell):
         inputs, weight_ih, weight_hh, weight_hr, hidden, *saved = ctx.saved_tensors
         results, batch_sizes = LayerResults(*saved), ctx.batch_sizes
-        running, last = _last_places(batch_sizes, inputs.device)
+        running, last = _last_places(tuple(batch_sizes), inputs.device)
         with torch.autocast(inputs.device.type, enabled=False):
             # (directions, packed, projection_dim)
             d_outputs = d_outputs.index_add(1, last, d_final_hidden[:, :running]).contiguous()

@@ -73,7 +73,7 @@ def test_forward_and_backward_equal_the_steps_in_torch(kernel, dtype, width, dim
     assert (actual.outputs.abs() == torch.tensor(0.7).to(dtype)).any(), "the bound is reached"
     alone = kernel.forward(inputs, packed, bias, hidden, cell, sizes, bounds)
     assert torch.equal(alone.outputs, actual.outputs), "without gradients the numbers are the same"
-    running, last = lstm_ops._last_places(sizes, DEVICE)
+    running, last = lstm_ops._last_places(tuple(sizes), DEVICE)
     assert torch.equal(alone.cell[:, :running], actual.cells[:, last])
     assert torch.equal(alone.cell[:, running:], cell[:, running:])
 

@@ -100,7 +100,7 @@ def test_forward_and_backward_equal_the_steps_in_torch(kernel, dtype, width, dim
         assert_close(one, other, dtype)
     alone = kernel.forward(inputs, packed, bias, hidden, cell, sizes, bounds)
     assert torch.equal(alone.outputs, actual.outputs)
-    running, last = lstm_ops._last_places(sizes, inputs.device)
+    running, last = lstm_ops._last_places(tuple(sizes), inputs.device)
     assert torch.equal(alone.cell[:, :running], actual.cells[:, last]) and torch.equal(
         alone.cell[:, running:], cell[:, running:]
     )
