@@ -29,14 +29,28 @@ A tile is BM rows times BC cells or BN columns; BK numbers are multiplied at a t
 tiles of cells and columns are assumed, rows are masked.
 """
 
+import functools
 from collections.abc import Callable
+
+import torch
 
 try:
     import triton
     import triton.language as tl
     from triton.language import constexpr
 except ImportError:
-    triton, constexpr = None, int
+    triton, tl, constexpr = None, None, int
+
+# The generation of GPUs that kernels were run on, by compute capability: Hopper.
+GENERATION = 9
+
+
+@functools.cache
+def runs_on(device: torch.device) -> bool:
+    """Whether there is Triton, and kernels were tried on such a device."""
+    if triton is None or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == GENERATION
 
 
 def jit_of(*varying: str) -> Callable:

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_kernels import ALL, PHASES, backward, forward, triton
+from .gpu_kernels import ALL, PHASES, backward, forward, runs_on
 from .recurrence_kernel import LayerResults, step_chunks
 
 DTYPES = (torch.bfloat16, torch.float16)
-# The generation of GPUs that the kernels were run on, by compute capability: Hopper.
-GENERATION = 9
 SMALLEST_TILE = 64
 BLOCK = 1024  # numbers that a program sums the parts of at a time
 # Input products that are in memory at a time without gradients.
@@ -189,9 +187,7 @@ def _processors(device: torch.device) -> int:
 @functools.cache
 def gpu_recurrence(dtype: torch.dtype, device: torch.device) -> GpuRecurrence | None:
     """The kernels for a dtype on a device; `None` without Triton, or where they were not tried."""
-    if triton is None or device.type != "cuda" or torch.version.hip is not None or dtype not in DTYPES:
-        return None
-    if torch.cuda.get_device_capability(device)[0] != GENERATION:
+    if dtype not in DTYPES or not runs_on(device):
         return None
     # At once is faster, but since its way of waiting was mended it has not run on a GPU (benchmarks/README.md).
     return GpuRecurrence(at_once=False)

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .gpu_softmax import exponentials, takes_softmax
 from .lstm import ElmoState, Packing, pack_full
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
 from .products import linear, matmul, weight_gradient
@@ -156,26 +157,10 @@ class _SharedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, target_logits, own):
         own_logits = target_logits.float()
-        top, total = torch.empty_like(own_logits), torch.empty_like(own_logits)  # (words,) each
-        exps = hidden.new_empty(len(hidden), len(weight))  # (words, samples)
-        # On a processor, as many words at a time as stay in the caches.
-        size = max(1, CACHED_LOGITS // len(weight)) if hidden.device.type == "cpu" else max(1, len(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            for first in range(0, len(hidden), size):
-                part = slice(first, first + size)
-                if bias.dtype == hidden.dtype:
-                    logits = linear(hidden[part], weight, bias).float()  # (words of the part, samples)
-                else:  # half precision is for the product only
-                    logits = linear(hidden[part], weight).float().add_(bias)
-                place = own[part, None].clamp(min=0)  # (words of the part, 1)
-                logits.scatter_(1, place, logits.gather(1, place).masked_fill_(own[part, None] >= 0, -torch.inf))
-                torch.maximum(logits.amax(1), own_logits[part], out=top[part])
-                logits.sub_(top[part, None]).exp_()
-                torch.sum(logits, 1, out=total[part])
-                exps[part] = logits
-        target_exps = (own_logits - top).exp()
-        total += target_exps
+            exps, top, total = _shared_exps(hidden, weight, bias, own_logits, own)
         ctx.dtypes = bias.dtype, target_logits.dtype
+        target_exps = (own_logits - top).exp()
         ctx.save_for_backward(hidden, weight, exps, target_exps, total)
         return total.log() + top - own_logits
 
@@ -193,6 +178,34 @@ class _SharedSoftmax(torch.autograd.Function):
                 (target_exps * scale - d_losses).to(ctx.dtypes[1]),
                 None,
             )
+
+
+def _shared_exps(
+    hidden: Tensor, weight: Tensor, bias: Tensor, own_logits: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logit - top) of the shared logits (words, samples), without each word's own target; the highest logit and the
+    sum of all exponentials of each word, its own logit's included, (words,) each."""
+    if takes_softmax(hidden, len(weight)):
+        exps = linear(hidden, weight)
+        return exps, *exponentials(exps, bias.float(), own, own_logits)
+    top, total = torch.empty_like(own_logits), torch.empty_like(own_logits)
+    exps = hidden.new_empty(len(hidden), len(weight))
+    # On a processor, as many words at a time as stay in the caches.
+    size = max(1, CACHED_LOGITS // len(weight)) if hidden.device.type == "cpu" else max(1, len(hidden))
+    for first in range(0, len(hidden), size):
+        part = slice(first, first + size)
+        if bias.dtype == hidden.dtype:
+            logits = linear(hidden[part], weight, bias).float()  # (words of the part, samples)
+        else:  # half precision is for the product only
+            logits = linear(hidden[part], weight).float().add_(bias)
+        place = own[part, None].clamp(min=0)  # (words of the part, 1)
+        logits.scatter_(1, place, logits.gather(1, place).masked_fill_(own[part, None] >= 0, -torch.inf))
+        torch.maximum(logits.amax(1), own_logits[part], out=top[part])
+        logits.sub_(top[part, None]).exp_()
+        torch.sum(logits, 1, out=total[part])
+        exps[part] = logits
+    total += (own_logits - top).exp()
+    return exps, top, total
 
 
 def full_softmax_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from test_recurrence_kernel import make_layer
 from torch import Tensor
 
+from modeling_elmo import gpu_kernels, lstm_ops
 from modeling_elmo import gpu_recurrence as gpu
-from modeling_elmo import lstm_ops
 from modeling_elmo.gpu_recurrence import GpuRecurrence, gpu_recurrence, sizes_for
 from modeling_elmo.lstm_ops import _backward_steps, _forward_steps, fused_lstm, naive_lstm
 
@@ -180,11 +180,11 @@ def test_where_it_serves():
     assert not kernel.takes(16, 48, 64) and not kernel.takes(16, 64, 100)
     assert gpu_recurrence(torch.bfloat16, torch.device("cpu")) is None
     if ON_GPU:
-        is_tried = torch.cuda.get_device_capability()[0] == gpu.GENERATION
+        is_tried = torch.cuda.get_device_capability()[0] == gpu_kernels.GENERATION
         assert (gpu_recurrence(torch.bfloat16, torch.device("cuda", 0)) is not None) == is_tried
         assert gpu_recurrence(torch.float32, torch.device("cuda", 0)) is None, "not measured"
 
 
 def test_without_triton_there_is_none(monkeypatch):
-    monkeypatch.setattr(gpu, "triton", None)
-    assert gpu_recurrence.__wrapped__(torch.bfloat16, torch.device("cuda", 0)) is None
+    monkeypatch.setattr(gpu_kernels, "triton", None)
+    assert not gpu_kernels.runs_on.__wrapped__(torch.device("cuda", 0))
