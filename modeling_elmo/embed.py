@@ -175,6 +175,8 @@ def run_batches(
     on_gpu = model.device.type == "cuda"
     last: tuple[list[int], list[Tensor], Any] | None = None
     for numbers, inputs in read_ahead(tokenised(), BATCHES_AHEAD if on_gpu else 0):
+        if not on_gpu:
+            inputs = inputs.to(model.device)
         chosen = choose_layers(model(**inputs, output_hidden_states=True), layers)
         if not on_gpu:
             yield numbers, [layer.to("cpu") for layer in chosen]

@@ -250,7 +250,7 @@ class ElmoModel(ElmoPreTrainedModel):
             if distinct_words is None:
                 vectors = self.word_vectors(both)
             else:
-                vectors = F.embedding(both, self.word_encoder.encode_distinct(distinct_words))
+                vectors = F.embedding(both, self.word_encoder(distinct_words, all_differ=True))
             vectors = vectors.unflatten(0, (2, -1))  # (2, packed, projection_dim)
         state = self._check_state(state, len(packing.order), vectors)
         layers, state = self.lstm(vectors, packing.to(vectors.device), state)

@@ -67,19 +67,23 @@ class ElmoWordEncoder(nn.Module):
             self.projection = Linear(width, config.projection_dim)
         self.cache = WordCache(self.cache_bytes // (4 * config.projection_dim))
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor, all_differ: bool = False) -> Tensor:
         """Encode words, each distinct one once.
 
         Args:
             words: (words, row_length) integer ids: of characters and, with a word table beside them, of the word;
                 (words,) word ids for a model without characters; or (words, max_word_length, char_embedding_dim)
                 floating-point character vectors.
+            all_differ: the words are different ones, as rows of character ids. Rows may be cut behind the longest word:
+                then nothing in here waits for a GPU.
 
         Returns:
             (words, projection_dim).
         """
+        if all_differ:
+            return self._encode_distinct(words.long())
         if not self.has_characters:
-            return self.word_embedding(words)
+            return self.word_embedding(words.to(device_of(self.word_embedding, words)))
         if torch.compiler.is_exporting():  # nothing that depends on what the words are
             return self._encode(words)
         if words.is_floating_point():
@@ -91,23 +95,16 @@ class ElmoWordEncoder(nn.Module):
 
         def compute(places: list[int]) -> Tensor:
             distinct = words[places]
-            device = self.char_embedding.weight.device
+            device = device_of(self.char_embedding, words)
             if device.type != "cpu" and not self.has_word_column:
-                return self.encode_distinct(distinct[:, : self._longest(distinct)].to(device))
+                return self._encode_distinct(distinct[:, : self._longest(distinct)].to(device))
             return self._encode_by_length(distinct.to(device))
 
         if self._is_frozen():
             return self.cache.look_up(keys, self._fingerprint(), compute)
         return compute_once(keys, compute)
 
-    def encode_distinct(self, words: Tensor) -> Tensor:
-        """`forward` for words that all differ. Rows may be cut behind their longest word: then nothing in here waits
-        for a GPU.
-
-        Args:
-            words: (words, up to row_length) integer ids.
-        """
-        words = words.long()
+    def _encode_distinct(self, words: Tensor) -> Tensor:
         if words.device.type == "cpu":
             words = F.pad(words, (0, self.row_length - words.shape[1]), value=self.padding_id)
             return self._encode_by_length(words)
@@ -205,6 +202,11 @@ CPU_CHUNK_SIZE = 256
 # A GPU takes so many times the configured number, for its memory is large, and small chunks leave it idle.
 GPU_CHUNKS = 8
 PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList, Linear}
+
+
+def device_of(table: nn.Embedding, words: Tensor) -> torch.device:
+    """Where words are looked up: those on the host may belong to a GPU. Where weights are offloaded, it is as it is."""
+    return words.device if table.weight.is_meta else table.weight.device
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -121,7 +121,7 @@ def test_distinct_words_cut_behind_the_longest_are_the_whole_ones(lengths):
     assert (words[:, cut.shape[1] :] == PADDING).all()
     expected = torch.stack([slow_word(encoder, ids) for ids in words])
     expected_gradients = gradients(expected, encoder)
-    for encode in (encoder.encode_distinct, encoder._in_chunks):
+    for encode in (lambda rows: encoder(rows, all_differ=True), encoder._in_chunks):
         actual = encode(cut)
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
         for one, other in zip(gradients(actual, encoder), expected_gradients, strict=True):
