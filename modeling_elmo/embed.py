@@ -19,16 +19,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .char_rows import PADDING
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
 from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
+from .rust_splitter import checked_words
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
@@ -167,16 +170,15 @@ def run_batches(
     A GPU is given the next batch before the last one's layers are looked at, and others are tokenised meanwhile.
     """
 
-    def tokenised() -> Iterator[tuple[list[int], Any]]:
+    def tokenised() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         for numbers in planned:
-            batch = [texts[number] for number in numbers]
-            yield numbers, tokenizer(batch, is_split_into_words=True, padding=True, return_tensors="pt")
+            yield numbers, distinct_batch([texts[number] for number in numbers], tokenizer)
 
     on_gpu = model.device.type == "cuda"
     last: tuple[list[int], list[Tensor], Any] | None = None
     for numbers, inputs in read_ahead(tokenised(), BATCHES_AHEAD if on_gpu else 0):
         if not on_gpu:
-            inputs = inputs.to(model.device)
+            inputs = {name: values.to(model.device) for name, values in inputs.items()}
         chosen = choose_layers(model(**inputs, output_hidden_states=True), layers)
         if not on_gpu:
             yield numbers, [layer.to("cpu") for layer in chosen]
@@ -191,6 +193,29 @@ def run_batches(
     if last is not None:
         last[2].synchronize()
         yield last[:2]
+
+
+def distinct_batch(texts: list[list[str]], tokenizer: ElmoTokenizer) -> dict[str, Tensor]:
+    """Arguments of `ElmoModel` that mean what the tokenizer's mean: each different word's characters are made once."""
+    if tokenizer.word_inputs:
+        return dict(tokenizer(texts, is_split_into_words=True, padding=True, return_tensors="pt"))
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    index: dict[str, int] = {}  # of words in the rows, behind those of the boundaries
+    places = [
+        [0, *(index.setdefault(word, len(index) + 2) for word in checked_words(text, normalizer)), 1] for text in texts
+    ]
+    boundaries = np.stack([tokenizer.bos_row, tokenizer.eos_row])
+    rows = np.concatenate([boundaries, tokenizer.encode_words(list(index))])  # (distinct, row_length)
+    if tokenizer.char_vocab is None:  # bytes alone: no word has anything behind the longest one
+        rows = rows[:, : np.flatnonzero((rows != PADDING).any(0))[-1] + 1]
+    longest = max(map(len, places), default=0)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in places])  # (batch, words)
+    lengths = torch.tensor([[len(row)] for row in places])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.arange(longest) < lengths,
+        "distinct_words": torch.from_numpy(rows.astype(np.int32)),
+    }
 
 
 def choose_layers(output, layers: str | int) -> Sequence[Tensor]:

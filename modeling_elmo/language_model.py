@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .gpu_softmax import exponentials, takes_softmax
-from .lstm import ElmoState, Packing, pack_full
+from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
 from .products import linear, matmul, weight_gradient
 
@@ -366,9 +366,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             labels: (batch, words) ids in the LM vocabulary; -100 is not predicted.
             state: the `state` of an earlier output. Default: zeros.
             reversed_input_ids: (batch, words, row_length), in lanes the backward stream.
-            distinct_words: (distinct, up to row_length) character ids of the different words of both streams in lanes,
-                without the columns behind the longest; `input_ids` and `reversed_input_ids` are then (batch, words)
-                places among them. On a GPU nothing is checked that the host would have to wait for.
+            distinct_words: as for `ElmoModel`; in lanes of both streams: `reversed_input_ids` are places, too. On a GPU
+                nothing is checked then that the host would have to wait for.
             next_labels: (batch, words) ids that the forward direction predicts in lanes; -100 is not predicted.
             previous_labels: (batch, words) ids that the backward direction predicts.
             negatives: the draw for each direction; by default a new one when the loss is sampled.
@@ -382,10 +381,9 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             ValueError: labels out of range or that do not fit the inputs; and what `ElmoModel` raises.
         """
         elmo = self.elmo
-        if distinct_words is None:
-            inputs, mask, packing = elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
-        else:
-            inputs, mask, packing = self._prepare_lanes(input_ids, reversed_input_ids, distinct_words)
+        inputs, mask, packing = elmo.prepare(
+            input_ids, inputs_embeds, attention_mask, token_type_ids, state, distinct_words
+        )
         is_pair = len(packing.order) > len(mask)
         if negatives is not None and self.sampler is None:
             raise ValueError("negatives were given, but with so small a vocabulary the full softmax is used")
@@ -397,6 +395,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         if reversed_input_ids is not None:
             if distinct_words is None:
                 elmo.check_ids(reversed_input_ids)
+            else:
+                elmo.check_places(reversed_input_ids, distinct_words)
             reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
 
         layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids, distinct_words)
@@ -421,27 +421,6 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             output.hidden_states = tuple(states)
         output.state = None if is_pair else state
         return output
-
-    def _prepare_lanes(
-        self, input_ids: Tensor | None, reversed_input_ids: Tensor | None, distinct_words: Tensor
-    ) -> tuple[Tensor, Tensor, Packing]:
-        """`ElmoModel.prepare` for lanes whose words are given once each: all lanes are full."""
-        if input_ids is None or reversed_input_ids is None:
-            raise ValueError("distinct_words go with input_ids and reversed_input_ids, the places of lanes' words")
-        width = self.config.row_length
-        if not self.elmo.word_encoder.has_characters or self.elmo.word_encoder.has_word_column:
-            raise ValueError("distinct_words are for models of characters alone: give the ids of each word")
-        if distinct_words.dim() != 2 or distinct_words.shape[1] > width or distinct_words.is_floating_point():
-            raise ValueError(
-                f"distinct_words must be integers of shape (distinct, up to {width}), not {distinct_words.dtype} "
-                f"{tuple(distinct_words.shape)}"
-            )
-        if input_ids.device.type == "cpu":
-            self.elmo._check_range("distinct_words", distinct_words, self.config.vocab_size)
-            for places in (input_ids, reversed_input_ids):
-                self.elmo._check_range("places in distinct_words", places, len(distinct_words))
-        mask = torch.ones(input_ids.shape, dtype=torch.bool, device=input_ids.device)
-        return input_ids, mask, pack_full(len(mask), mask.shape[1], mask.device)
 
     def _targets(
         self, packing: Packing, mask: Tensor, labels: Tensor | None, following: Tensor | None, previous: Tensor | None,

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_elmo import ElmoConfig
-from .lstm import ElmoLstm, ElmoLstmLayer, ElmoState, Packing, pack
+from .lstm import ElmoLstm, ElmoLstmLayer, ElmoState, Packing, pack, pack_full
 from .word_encoder import ElmoHighway, ElmoWordEncoder
 
 
@@ -175,6 +175,7 @@ class ElmoModel(ElmoPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         state: ElmoState | None = None,
         output_hidden_states: bool | None = None,
+        distinct_words: Tensor | None = None,
         **kwargs,
     ) -> ElmoModelOutput:
         """Encode texts.
@@ -190,6 +191,9 @@ class ElmoModel(ElmoPreTrainedModel):
                 vectors, or (batch, words, projection_dim) word vectors for a model without characters.
             state: the `state` of an earlier output. Default: zeros.
             output_hidden_states: whether to return all layers.
+            distinct_words: (distinct, up to row_length) character ids of different words, the columns behind the
+                longest one left out or not; `input_ids` are then (batch, words) places among them. Fewer bytes, and no
+                equal words to be found.
 
         Returns:
             The layers, their mix and the state, in the dtype of the weights; the cell state is float32 at least. With
@@ -206,8 +210,10 @@ class ElmoModel(ElmoPreTrainedModel):
                 raise ValueError("an exported ELMo encodes single texts from the zero state: leave out other arguments")
             hidden_states = self.encode_padded(*self._check_inputs(input_ids, inputs_embeds, attention_mask))
         else:
-            inputs, mask, packing = self.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, state)
-            layers, final = self.encode(inputs.flatten(0, 1), packing, state)
+            inputs, mask, packing = self.prepare(
+                input_ids, inputs_embeds, attention_mask, token_type_ids, state, distinct_words
+            )
+            layers, final = self.encode(inputs.flatten(0, 1), packing, state, distinct_words=distinct_words)
             hidden_states = [unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers]
             state = final if len(packing.order) == len(mask) else None
         mix = self.scalar_mix(hidden_states) if self.scalar_mix is not None else None
@@ -243,15 +249,11 @@ class ElmoModel(ElmoPreTrainedModel):
         if reversed_inputs is None:
             place = torch.empty(len(inputs), dtype=torch.long, device=inputs.device)
             place[packing.forward_index] = torch.arange(len(packing.forward_index), device=inputs.device)
-            vectors = self.word_vectors(inputs[packing.forward_index])  # (packed, projection_dim)
+            vectors = self.word_vectors(inputs[packing.forward_index], distinct_words)  # (packed, projection_dim)
             vectors = torch.stack([vectors, vectors[place[packing.backward_index].to(vectors.device)]])
         else:
             both = torch.cat([inputs[packing.forward_index], reversed_inputs[packing.forward_index]])
-            if distinct_words is None:
-                vectors = self.word_vectors(both)
-            else:
-                vectors = F.embedding(both, self.word_encoder(distinct_words, all_differ=True))
-            vectors = vectors.unflatten(0, (2, -1))  # (2, packed, projection_dim)
+            vectors = self.word_vectors(both, distinct_words).unflatten(0, (2, -1))  # (2, packed, projection_dim)
         state = self._check_state(state, len(packing.order), vectors)
         layers, state = self.lstm(vectors, packing.to(vectors.device), state)
         return [vectors, *layers], state
@@ -271,8 +273,11 @@ class ElmoModel(ElmoPreTrainedModel):
         layers = [both, *self.lstm.forward_padded(both)]
         return [torch.cat([ahead, back.gather(1, places)], dim=2) * mask[..., None] for ahead, back in layers]
 
-    def word_vectors(self, words: Tensor) -> Tensor:
-        """(words, ...) ids or vectors -> (words, projection_dim)."""
+    def word_vectors(self, words: Tensor, distinct_words: Tensor | None = None) -> Tensor:
+        """(words, ...) ids or vectors, or (words,) places among distinct words -> (words, projection_dim)."""
+        if distinct_words is not None:
+            table = self.word_encoder(distinct_words, all_differ=True)  # (distinct, projection_dim)
+            return F.embedding(words.to(table.device, non_blocking=True), table)
         if not self.word_encoder.has_characters and words.is_floating_point():
             return words
         return self.word_encoder(words)
@@ -314,14 +319,22 @@ class ElmoModel(ElmoPreTrainedModel):
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
         state: ElmoState | None,
+        distinct_words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Packing]:
         """Check the arguments of `forward`.
 
         Returns:
-            The ids or vectors (batch, words, ...), the mask (batch, words) bool, and the packing, which has a row for
-            each text: more rows than the batch if there are pairs.
+            The ids, places or vectors (batch, words, ...), the mask (batch, words) bool, and the packing, which has a
+            row for each text: more rows than the batch if there are pairs.
         """
-        inputs, mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
+        if distinct_words is None:
+            inputs, mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
+        else:
+            inputs = self.check_places(input_ids, distinct_words)
+            full = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
+            mask = full if attention_mask is None else self._check_mask(attention_mask, inputs)
+            if attention_mask is None and token_type_ids is None:
+                return inputs, mask, pack_full(len(mask), mask.shape[1], mask.device)  # without waiting for a GPU
         packing = pack_texts(mask, token_type_ids)
         if state is not None and len(packing.order) > len(mask):
             raise ValueError("state goes with single texts: encode the texts of a pair one by one to carry it on")
@@ -350,12 +363,40 @@ class ElmoModel(ElmoPreTrainedModel):
                     f"not {inputs.dtype} {tuple(inputs.shape)}"
                 )
             default_mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-        mask = default_mask if attention_mask is None else attention_mask.to(inputs.device)
+        return inputs, default_mask if attention_mask is None else self._check_mask(attention_mask, inputs)
+
+    @staticmethod
+    def _check_mask(attention_mask: Tensor, inputs: Tensor) -> Tensor:
+        mask = attention_mask.to(inputs.device)
         if mask.shape != inputs.shape[:2]:
             raise ValueError(
                 f"attention_mask must be of shape (batch, words) = {tuple(inputs.shape[:2])}, not {tuple(mask.shape)}"
             )
-        return inputs, mask != 0
+        return mask != 0
+
+    def check_places(self, places: Tensor | None, distinct_words: Tensor) -> Tensor:
+        """The places as they are; a `ValueError` unless they are integers (batch, words) that point into words which
+        this model can read. On a GPU the numbers themselves are not looked at, since the host would have to wait."""
+        width = self.config.row_length
+        if not self.word_encoder.has_characters:
+            raise ValueError("this model reads no characters: give the words' ids as input_ids, not distinct_words")
+        shortest = width if self.word_encoder.has_word_column else 1
+        fits = distinct_words.dim() == 2 and shortest <= distinct_words.shape[1] <= width
+        if not fits or distinct_words.is_floating_point():
+            raise ValueError(
+                f"distinct_words must be integers of shape (distinct, {shortest} to {width}), not "
+                f"{distinct_words.dtype} {tuple(distinct_words.shape)}"
+            )
+        if places is None or places.dim() != 2 or places.is_floating_point():
+            raise ValueError("with distinct_words, input_ids must be (batch, words) integers: places among them")
+        if places.device.type == "cpu" and places.numel():
+            self._check_range("places in distinct_words", places, len(distinct_words))
+            characters = distinct_words[:, : self.config.max_word_length].long()
+            self._check_range("distinct_words", characters, self.get_input_embeddings().num_embeddings)
+            if self.word_encoder.has_word_column:
+                words = self.word_encoder.word_embedding.num_embeddings
+                self._check_range("the words' own ids", distinct_words[:, -1].long(), words)
+        return places
 
     def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:
         config = self.config

@@ -94,21 +94,23 @@ class ElmoWordEncoder(nn.Module):
         keys = row_keys(words)
 
         def compute(places: list[int]) -> Tensor:
-            distinct = words[places]
-            device = device_of(self.char_embedding, words)
-            if device.type != "cpu" and not self.has_word_column:
-                return self._encode_distinct(distinct[:, : self._longest(distinct)].to(device))
-            return self._encode_by_length(distinct.to(device))
+            return self._encode_by_length(words[places].to(device_of(self.char_embedding, words)))
 
         if self._is_frozen():
             return self.cache.look_up(keys, self._fingerprint(), compute)
         return compute_once(keys, compute)
 
     def _encode_distinct(self, words: Tensor) -> Tensor:
-        if words.device.type == "cpu":
+        words = words.to(device_of(self.char_embedding, words), non_blocking=True)
+        if words.device.type != "cpu":
+            return self._in_chunks(words)
+        if words.shape[1] < self.row_length:
             words = F.pad(words, (0, self.row_length - words.shape[1]), value=self.padding_id)
+        if not self._is_frozen():
             return self._encode_by_length(words)
-        return self._in_chunks(words)
+        return self.cache.look_up(
+            row_keys(words), self._fingerprint(), lambda places: self._encode_by_length(words[places])
+        )
 
     def _is_frozen(self) -> bool:
         """Whether vectors depend on nothing but the weights and need no gradient."""

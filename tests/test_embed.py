@@ -1,5 +1,6 @@
 """Bulk embedding: against the model one text at a time, and the files against the function."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import save_random_model
+from tokenizers.normalizers import Lowercase
 from torch import Tensor
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
-from modeling_elmo.embed import batches, embed, main, windows
+from modeling_elmo.char_rows import PADDING
+from modeling_elmo.embed import batches, distinct_batch, embed, main, windows
 from modeling_elmo.embedding_files import EmbeddingError, read_parts
 
 LINES = [
@@ -103,6 +106,29 @@ def test_split_words_and_strings_and_dtypes(model, tokenizer):
     half = list(embed(words, model, tokenizer, dtype=torch.float16))
     assert {vectors.dtype for vectors in half} == {torch.float16}
     assert_same((vectors.float() for vectors in half), expected, atol=2e-3)
+
+
+TEXTS = {
+    "bytes": [["One", "word", "One"], [], ["<S>", "", "na\u00efve", "\ud800", "x" * 70]],
+    "short words": [["a", "b"], ["c"]],
+    "no words": [[]],
+}
+
+
+@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("is_lower_cased", [False, True])
+def test_a_batch_of_distinct_words_is_that_of_the_tokenizer(texts, is_lower_cased, tokenizer):
+    if is_lower_cased:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+    expected = tokenizer(texts, is_split_into_words=True, padding=True, return_tensors="pt")
+    batch = distinct_batch(texts, tokenizer)
+    words = batch["distinct_words"]
+    assert len(words.unique(dim=0)) == len(words)
+    rows = torch.nn.functional.pad(words, (0, 50 - words.shape[1]), value=PADDING)
+    actual = rows[batch["input_ids"]] * batch["attention_mask"][..., None]
+    assert torch.equal(actual, expected["input_ids"].to(actual.dtype))
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"].bool())
 
 
 def test_a_training_model_goes_on_training(model, tokenizer):

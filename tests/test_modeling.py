@@ -11,6 +11,7 @@ from test_word_encoder import random_words, slow_word
 from torch import Tensor, nn
 
 from modeling_elmo import ElmoConfig, ElmoModel, ElmoState
+from modeling_elmo.char_rows import PADDING
 from modeling_elmo.lstm import ElmoLstmLayer
 from modeling_elmo.modeling_elmo import ElmoScalarMix
 
@@ -59,6 +60,39 @@ def assert_close(actual, expected, atol: float = 1e-6):
 
 
 # ---- what the model computes
+
+
+@pytest.mark.parametrize("cut", [13, 50])
+@pytest.mark.parametrize("is_pair", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_distinct_words_are_the_words_where_they_stand(cut, is_pair, is_frozen):
+    """Layers, state and gradients, with frozen weights (and the cache of words) and without."""
+    model = make_model(torch.float64).requires_grad_(not is_frozen)
+    (words,) = make_texts(model, [6])  # (6, 50), none longer than 13 characters
+    assert (words[:, 13:] == PADDING).all()
+    places, mask = torch.randint(0, 6, (3, 5)), torch.arange(5) < torch.tensor([[5], [2], [4]])
+    types = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 0, 0, 0], [0, 1, 1, 1, 0]]) if is_pair else None
+    given = {"attention_mask": mask, "token_type_ids": types, "output_hidden_states": True}
+    expected = model(words[places] * mask[..., None], **given)
+    for _ in range(2):  # the second time words are known where weights are frozen
+        actual = model(places, distinct_words=words[:, :cut], **given)
+        for one, other in zip(actual.hidden_states, expected.hidden_states, strict=True):
+            assert_close(one, other, atol=1e-10)
+    assert is_pair == (actual.state is None)
+    if not is_pair:
+        assert_close(actual.state.cell, expected.state.cell, atol=1e-10)
+    if not is_frozen:
+        gradients = [
+            torch.autograd.grad(output.last_hidden_state.square().sum(), list(model.lstm.parameters()))
+            for output in (actual, expected)
+        ]
+        for one, other in zip(*gradients, strict=True):
+            assert_close(one, other, atol=1e-10)
+
+
+def test_distinct_words_need_characters():
+    with pytest.raises(ValueError, match="reads no characters"):
+        make_model(**TABLE)(torch.zeros(1, 2, dtype=torch.long), distinct_words=torch.full((1, 50), 7))
 
 
 @pytest.mark.parametrize(
