@@ -4,7 +4,12 @@ The interpreter runs one program behind the other, so that programs that wait fo
 multiplies bfloat16 as if it were integers, so that this is left to GPUs, too. Tolerances are stated in `BOUND`.
 """
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +188,20 @@ def test_where_it_serves():
         is_tried = torch.cuda.get_device_capability()[0] == gpu_kernels.GENERATION
         assert (gpu_recurrence(torch.bfloat16, torch.device("cuda", 0)) is not None) == is_tried
         assert gpu_recurrence(torch.float32, torch.device("cuda", 0)) is None, "not measured"
+
+
+def test_programs_that_wait_see_what_others_wrote(tmp_path):
+    """Triton 3.6 left out an atomic read whose result was not used, and with it what makes other programs' results
+    visible: numbers were wrong. Looked for in the compiled kernels, for which no GPU is needed."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    script = Path(__file__).with_name("compiled_for_gpu.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for found in json.loads(result.stdout).values():
+        assert found["acquire"] == found["release"] == len(gpu_kernels.PHASES), "each phase ends with a wait"
+        assert found["tensor core products"] > 0
+        assert found["bytes on the chip"] <= 227 * 1024, "a Hopper multiprocessor has no more"
 
 
 def test_without_triton_there_is_none(monkeypatch):
