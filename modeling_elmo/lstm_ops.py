@@ -12,8 +12,8 @@ Four functions compute it, and the tests hold their outputs and, where they have
 - `packed_lstm`: both directions and all texts at once in operations of torch, which autograd, torch.export and
   torch.func can look into.
 - `fused_lstm`: the same with a backward pass of its own, which gathers the products of all steps into one wherever they
-  do not wait for each other. On x86 processors a whole layer is one call of C (`recurrence_kernel.py`), on NVIDIA's
-  GPUs one kernel in Triton (`gpu_recurrence.py`), elsewhere each step's cell is one kernel or a few operations.
+  do not wait for each other. On x86 processors a whole layer is one call of C (`recurrence_kernel.py`), on GPUs
+  its steps are kernels in Triton (`gpu_recurrence.py`), elsewhere each step's cell is one kernel or a few operations.
 - `scan_lstm`: padded texts of any number and length, as one operation that torch.export and ONNX can keep a loop of.
 """
 

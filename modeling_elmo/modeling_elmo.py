@@ -206,7 +206,7 @@ class ElmoModel(ElmoPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if torch.compiler.is_exporting():
-            if token_type_ids is not None or state is not None:
+            if token_type_ids is not None or state is not None or distinct_words is not None:
                 raise ValueError("an exported ELMo encodes single texts from the zero state: leave out other arguments")
             hidden_states = self.encode_padded(*self._check_inputs(input_ids, inputs_embeds, attention_mask))
         else:
@@ -277,7 +277,7 @@ class ElmoModel(ElmoPreTrainedModel):
         """(words, ...) ids or vectors, or (words,) places among distinct words -> (words, projection_dim)."""
         if distinct_words is not None:
             table = self.word_encoder(distinct_words, all_differ=True)  # (distinct, projection_dim)
-            return F.embedding(words.to(table.device, non_blocking=True), table)
+            return F.embedding(words.long().to(table.device, non_blocking=True), table)
         if not self.word_encoder.has_characters and words.is_floating_point():
             return words
         return self.word_encoder(words)
@@ -330,6 +330,8 @@ class ElmoModel(ElmoPreTrainedModel):
         if distinct_words is None:
             inputs, mask = self._check_inputs(input_ids, inputs_embeds, attention_mask)
         else:
+            if inputs_embeds is not None:
+                raise ValueError("give either distinct_words or inputs_embeds, and not both")
             inputs = self.check_places(input_ids, distinct_words)
             full = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
             mask = full if attention_mask is None else self._check_mask(attention_mask, inputs)

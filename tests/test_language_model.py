@@ -482,6 +482,7 @@ BAD_INPUTS = {
     "all labels": ({**LANES, "labels": LABELS}, "either labels, or both"),
     "lanes' hidden states": ({**LANES, "output_hidden_states": True}, "lanes have no hidden_states"),
     "distinct words and words": ({**LANES, "distinct_words": WORDS}, r"input_ids must be \(batch, words\) integers"),
+    "distinct words and vectors": ({**PLACED, "inputs_embeds": torch.zeros(2, 3, 50, 4)}, "and not both"),
     "distinct words alone": ({"distinct_words": WORDS}, r"input_ids must be \(batch, words\) integers"),
     "distinct words that are too long": ({**PLACED, "distinct_words": torch.full((2, 51), 7)}, r"1 to 50\)"),
     "distinct words as vectors": ({**PLACED, "distinct_words": WORDS.float()}, "must be integers of shape"),
