@@ -65,13 +65,13 @@ ALL, PHASES = 0, (1, 2, 3)
 
 
 @jit
-def _tanh(x):
+def tanh(x):
     """By exp, which the interpreter has, too. Its absolute error is that of float32 near 1."""
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
 @jit
-def _clip(x, bound):
+def clip(x, bound):
     return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))  # lets NaN through
 
 
@@ -140,7 +140,7 @@ def _cells_forward(
         offset = bias + side * 4 * DIM + columns
         i = tl.sigmoid(i + tl.load(at, mask=mask, other=0.0) + tl.load(offset)[None, :])
         f = tl.sigmoid(f + tl.load(at + DIM, mask=mask, other=0.0) + tl.load(offset + DIM)[None, :])
-        g = _tanh(g + tl.load(at + 2 * DIM, mask=mask, other=0.0) + tl.load(offset + 2 * DIM)[None, :])
+        g = tanh(g + tl.load(at + 2 * DIM, mask=mask, other=0.0) + tl.load(offset + 2 * DIM)[None, :])
         o = tl.sigmoid(o + tl.load(at + 3 * DIM, mask=mask, other=0.0) + tl.load(offset + 3 * DIM)[None, :])
         if KEEP:
             tl.store(at, i, mask=mask)
@@ -154,9 +154,9 @@ def _cells_forward(
             old = cells + side * rows * DIM + row[:, None] * DIM + columns
             new = old
             out = mixed + side * rows * DIM + row[:, None] * DIM + columns
-        c = _clip(f * tl.load(old, mask=mask, other=0.0) + i * g, cell_bound)
+        c = clip(f * tl.load(old, mask=mask, other=0.0) + i * g, cell_bound)
         tl.store(new, c, mask=mask)
-        tl.store(out, o * _tanh(c), mask=mask)
+        tl.store(out, o * tanh(c), mask=mask)
 
 
 @jit
@@ -185,7 +185,7 @@ def _project(
         mask = (row < running)[:, None]
         if SPLITS == 1:
             at = hiddens + (side * (rows + packed) + now) * WIDTH + row[:, None] * WIDTH + columns
-            tl.store(at, _clip(total, proj_bound), mask=mask)
+            tl.store(at, clip(total, proj_bound), mask=mask)
         else:
             at = parts + ((split * SIDES + side) * rows + row[:, None]) * WIDTH + columns
             tl.store(at, total, mask=mask)
@@ -217,7 +217,7 @@ def _finish_projection(
     running = (tl.load(starts + step + 2) - now).to(tl.int32)
     for index in range(tl.program_id(0), tl.cdiv(SIDES * running * WIDTH, BLOCK), tl.num_programs(0)):
         total, side, place, real = _sum_parts(index, running, parts, rows, SIDES, WIDTH, SPLITS, BLOCK)
-        tl.store(hiddens + (side * (rows + packed) + now) * WIDTH + place, _clip(total, proj_bound), mask=real)
+        tl.store(hiddens + (side * (rows + packed) + now) * WIDTH + place, clip(total, proj_bound), mask=real)
 
 
 @jit_of("first", "last", "packed", "rows", "hoisted", "hoisted_from")
@@ -278,7 +278,7 @@ def _cells_backward(
         )  # fmt: skip
         place = row[:, None] * DIM + columns
         at = (side * packed + now - rows) * (4 * DIM) + row[:, None] * (4 * DIM) + columns
-        squashed = _tanh(tl.load(cells + (side * (rows + packed) + now) * DIM + place, mask=mask, other=0.0))
+        squashed = tanh(tl.load(cells + (side * (rows + packed) + now) * DIM + place, mask=mask, other=0.0))
         new = tl.load(cells + (side * (rows + packed) + now) * DIM + place, mask=mask, other=0.0)
         o = tl.load(gates + at + 3 * DIM, mask=mask, other=0.0).to(tl.float32)
         tl.store(d_gates + at + 3 * DIM, d_mixed * squashed * o * (1 - o), mask=mask)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cpu_kernels import cell_kernels
+from .gpu_cell import gpu_cell_backward, gpu_cell_forward, takes_cell
 from .gpu_recurrence import GpuRecurrence, gpu_recurrence
 from .products import (
     bmm,
@@ -449,6 +450,9 @@ def cell_forward(
     if gates.device.type == "cpu" and (kernels := cell_kernels(gates.dtype)) is not None:
         kernels.forward(gates, recurrent, bias, cell, new_cell, output, bound, keep)
         return
+    if takes_cell(gates, cell):
+        gpu_cell_forward(gates, recurrent, bias, cell, new_cell, output, bound, keep)
+        return
     i, f, g, o = (gates.to(cell.dtype) + recurrent + bias[:, None]).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
     i, f, g, o = i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
     new_cell.copy_((f * cell).addcmul_(i, g).clamp_(-bound, bound))
@@ -473,6 +477,9 @@ def cell_backward(
     """
     if gates.device.type == "cpu" and (kernels := cell_kernels(gates.dtype)) is not None:
         kernels.backward(gates, cell, new_cell, d_output, d_cell, d_gates, bound)
+        return
+    if takes_cell(gates, cell):
+        gpu_cell_backward(gates, cell, new_cell, d_output, d_cell, d_gates, bound)
         return
     i, f, g, o = gates.to(cell.dtype).chunk(4, dim=-1)  # (2, rows, lstm_dim) each
     squashed, d_output = new_cell.tanh(), d_output.to(cell.dtype)
