@@ -129,7 +129,11 @@ def contestants(dim: int, width: int, rows: int, compiled: bool) -> dict[str, Ca
 
     runs = {
         name: with_gradient(lambda kernel=kernel: by_kernel(kernel, tensors, sizes), tensors[:5], weight)
-        for name, kernel in (("at once", GpuRecurrence(at_once=True)), ("phases", GpuRecurrence(at_once=False)))
+        for name, kernel in (
+            ("at once", GpuRecurrence(at_once=True)),
+            ("phases", GpuRecurrence(at_once=False)),
+            ("steps", None),  # torch's products around the cell in Triton
+        )
     }
     cudnn = nn.LSTM(width, dim, proj_size=width, bidirectional=True, device=CUDA, dtype=DTYPE)
     inputs = torch.randn(STEPS, rows, width, device=CUDA, dtype=DTYPE, requires_grad=True)
@@ -145,7 +149,7 @@ def contestants(dim: int, width: int, rows: int, compiled: bool) -> dict[str, Ca
     return runs
 
 
-def by_kernel(kernel: GpuRecurrence, tensors: list[Tensor], sizes: list[int]) -> Tensor:
+def by_kernel(kernel: GpuRecurrence | None, tensors: list[Tensor], sizes: list[int]) -> Tensor:
     """Outputs of `fused_lstm` with these kernels."""
     with mock.patch.object(lstm_ops, "gpu_recurrence", lambda *_: kernel):
         return fused_lstm(*tensors, sizes, **CLIPS)[0]
@@ -166,7 +170,7 @@ def captured(run: Callable[[bool], object], backward: bool) -> Callable[[], obje
 
 def bench_recurrence(flops: float, bandwidth: float, rounds: int):
     print(f"one layer, both directions, {STEPS} steps, bfloat16; ms\n")
-    runners = ["at once", "phases", "phases, graph", "cuDNN", "loop", "loop, graph", "compiled"]
+    runners = ["at once", "phases", "phases, graph", "steps", "cuDNN", "loop", "loop, graph", "compiled"]
     head = [*runners, "of cuDNN", "products", "memory"]
     print(f"{'layer':9} {'rows':>4} {'pass':17} " + " ".join(f"{name:>13}" for name in head))
     for name, (dim, width) in SIZES.items():

@@ -26,12 +26,8 @@ def _forward(
     real = number < rows * DIM
     row, column = number // DIM, number % DIM
     place = row * (4 * DIM) + column  # of i; f, g and o follow
-    at, more, offset = (
-        gates + side * gates_side + place,
-        recurrent + side * recurrent_side + place,
-        bias + side * 4 * DIM,
-    )
-    offset += column
+    at, more = gates + side * gates_side + place, recurrent + side * recurrent_side + place
+    offset = bias + side * 4 * DIM + column
     i = tl.load(at, real).to(tl.float32) + tl.load(more, real) + tl.load(offset, real)
     f = tl.load(at + DIM, real).to(tl.float32) + tl.load(more + DIM, real) + tl.load(offset + DIM, real)
     g = tl.load(at + 2 * DIM, real).to(tl.float32) + tl.load(more + 2 * DIM, real) + tl.load(offset + 2 * DIM, real)
