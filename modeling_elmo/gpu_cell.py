@@ -9,14 +9,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .gpu_kernels import clip, constexpr, jit, tanh, tl, triton
+from .gpu_kernels import clip, constexpr, has_triton, jit_of, tanh, tl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OLDEST_CAPABILITY = (8, 0)  # of GPUs that Triton compiles for and that have all these dtypes
 BLOCK = 1024
 
 
-@jit
+@jit_of("rows")
 def _forward(
     gates, recurrent, bias, cell, new_cell, output, gates_side, recurrent_side, cell_side, new_cell_side, output_side,
     rows, bound, DIM: constexpr, KEEP: constexpr, BLOCK: constexpr,
@@ -43,7 +42,7 @@ def _forward(
         tl.store(at + 3 * DIM, o, real)
 
 
-@jit
+@jit_of("rows")
 def _backward(
     gates, cell, new_cell, d_output, d_cell, d_gates, gates_side, cell_side, new_cell_side, d_output_side, d_cell_side,
     d_gates_side, rows, bound, DIM: constexpr, BLOCK: constexpr,
@@ -71,10 +70,8 @@ def _backward(
 
 def takes_cell(gates: Tensor, cell: Tensor) -> bool:
     """Whether the kernels serve gates (directions, rows, 4 * lstm_dim) and cells (directions, rows, lstm_dim)."""
-    if triton is None or gates.device.type != "cuda" or torch.version.hip is not None or cell.numel() == 0:
-        return False
-    fits = gates.dtype in DTYPES and cell.dtype == torch.float32
-    return fits and torch.cuda.get_device_capability(gates.device) >= OLDEST_CAPABILITY
+    fits = gates.dtype in DTYPES and cell.dtype == torch.float32 and cell.numel() > 0
+    return fits and has_triton(gates.device)
 
 
 def gpu_cell_forward(

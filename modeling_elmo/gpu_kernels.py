@@ -30,6 +30,7 @@ tiles of cells and columns are assumed, rows are masked.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -41,17 +42,6 @@ try:
 except ImportError:
     triton, tl, constexpr = None, None, int
 
-# The generation of GPUs that kernels were run on, by compute capability: Hopper.
-GENERATION = 9
-
-
-@functools.cache
-def runs_on(device: torch.device) -> bool:
-    """Whether there is Triton, and kernels were tried on such a device."""
-    if triton is None or device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device)[0] == GENERATION
-
 
 def jit_of(*varying: str) -> Callable:
     """Triton's decorator, for arguments that vary too much to be compiled for; nothing without Triton."""
@@ -59,6 +49,38 @@ def jit_of(*varying: str) -> Callable:
 
 
 jit = jit_of()
+# Compute capabilities: the oldest that have all of our dtypes, and the generation that layers were tried on, Hopper.
+OLDEST, GENERATION = (8, 0), 9
+
+
+@jit
+def _write_one(place):
+    tl.store(place, 1)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device: it needs a C compiler, too, when one is first launched."""
+    if triton is None or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return False
+    try:
+        with torch.cuda.device(device):
+            place = torch.zeros(1, dtype=torch.int32, device=device)
+            _write_one[(1,)](place)
+            return place.item() == 1
+    except Exception as error:  # of the compiler, the driver or Triton itself
+        warnings.warn(f"Triton does not run here, so slower operations of torch take its place: {error}", stacklevel=2)
+        return False
+
+
+@functools.cache
+def runs_layers(device: torch.device) -> bool:
+    """Whether the kernels of a whole layer were tried on such a device."""
+    return has_triton(device) and torch.cuda.get_device_capability(device)[0] == GENERATION
+
+
 # Which phase a launch runs: one of a single step, or all of all steps. Kernels have the numbers, since they may read no
 # global names.
 ALL, PHASES = 0, (1, 2, 3)

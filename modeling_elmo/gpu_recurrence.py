@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_kernels import ALL, PHASES, backward, forward, runs_on
+from .gpu_kernels import ALL, PHASES, backward, forward, runs_layers
 from .recurrence_kernel import LayerResults, step_chunks
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -187,7 +187,7 @@ def _processors(device: torch.device) -> int:
 @functools.cache
 def gpu_recurrence(dtype: torch.dtype, device: torch.device) -> GpuRecurrence | None:
     """The kernels for a dtype on a device; `None` without Triton, or where they were not tried."""
-    if dtype not in DTYPES or not runs_on(device):
+    if dtype not in DTYPES or not runs_layers(device):
         return None
     # At once is faster, but since its way of waiting was mended it has not run on a GPU (benchmarks/README.md).
     return GpuRecurrence(at_once=False)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .gpu_kernels import constexpr, jit, runs_on, tl
+from .gpu_kernels import constexpr, has_triton, jit, tl
 
 MOST_SAMPLES = 2**15  # a program holds a word's logits in its registers
 
@@ -33,7 +33,9 @@ def _exponentials(logits, bias, own, own_logits, top, total, SAMPLES: constexpr,
 
 def takes_softmax(hidden: Tensor, samples: int) -> bool:
     """Whether the kernel serves logits of these words (words, projection_dim) and so many samples."""
-    return runs_on(hidden.device) and hidden.dtype != torch.float32 and len(hidden) > 0 and 0 < samples <= MOST_SAMPLES
+    return (
+        has_triton(hidden.device) and hidden.dtype != torch.float32 and len(hidden) > 0 and 0 < samples <= MOST_SAMPLES
+    )
 
 
 def exponentials(logits: Tensor, bias: Tensor, own: Tensor, own_logits: Tensor) -> tuple[Tensor, Tensor]:

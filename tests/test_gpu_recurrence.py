@@ -206,4 +206,19 @@ def test_programs_that_wait_see_what_others_wrote(tmp_path):
 
 def test_without_triton_there_is_none(monkeypatch):
     monkeypatch.setattr(gpu_kernels, "triton", None)
-    assert not gpu_kernels.runs_on.__wrapped__(torch.device("cuda", 0))
+    assert not gpu_kernels.has_triton.__wrapped__(torch.device("cuda", 0))
+
+
+def test_a_triton_that_does_not_run_is_told_and_left_out(monkeypatch):
+    """As without a C compiler, which it asks for when the first kernel is launched."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+
+    def broken(_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.cuda, "device", broken)
+    with pytest.warns(UserWarning, match="Triton does not run here, .*: Failed to find C compiler"):
+        assert not gpu_kernels.has_triton.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not gpu_kernels.has_triton.__wrapped__(torch.device("cuda", 0)), "too old to be tried"
