@@ -8,7 +8,9 @@
     python benchmarks/gpu.py --only profile --train_file train.txt.gz     # where the time of a training step goes
 
 Contestants take turns in one session; the tables have medians of the turns. README.md beside this file says how to
-read them.
+read them. Compiling takes longer than measuring; several processes do it faster, before the one that measures:
+
+    for rows in 64 128 256 512; do python benchmarks/gpu.py --only recurrence --rounds 0 --rows $rows & done; wait
 """
 
 import argparse
@@ -54,7 +56,8 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def in_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each; one that fails is told and left out."""
+    """Median milliseconds of each; one that fails is told and left out. Without rounds they run twice, so that all is
+    compiled, and there are no times."""
     times: dict[str, list[float]] = {}
     for name, function in list(contestants.items()):
         try:
@@ -66,7 +69,7 @@ def in_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[
     for _ in range(rounds):
         for name in times:
             times[name].append(milliseconds(contestants[name]))
-    return {name: median(values) for name, values in times.items()}
+    return {name: median(values) for name, values in times.items() if values}
 
 
 def describe_machine() -> tuple[float, float]:
@@ -168,24 +171,26 @@ def captured(run: Callable[[bool], object], backward: bool) -> Callable[[], obje
     return graph.replay
 
 
-def bench_recurrence(flops: float, bandwidth: float, rounds: int):
+def bench_recurrence(options: argparse.Namespace, flops: float, bandwidth: float):
     print(f"one layer, both directions, {STEPS} steps, bfloat16; ms\n")
     runners = ["at once", "phases", "phases, graph", "steps", "cuDNN", "loop", "loop, graph", "compiled"]
     head = [*runners, "of cuDNN", "products", "memory"]
     print(f"{'layer':9} {'rows':>4} {'pass':17} " + " ".join(f"{name:>13}" for name in head))
-    for name, (dim, width) in SIZES.items():
-        for rows in (32, 64, 128, 256, 512):
-            runs = contestants(dim, width, rows, compiled=name == "original" and rows == 128)
-            for backward in (False, True):
-                turns = {who: (lambda run=run, backward=backward: run(backward)) for who, run in runs.items()}
-                times = in_turns(turns, rounds)
-                least = limits(dim, width, rows, flops, bandwidth)[backward]
-                best = min(times.get(who, math.inf) for who in runners[:2])
-                cells = [f"{times[who]:13.2f}" if who in times else f"{'':13}" for who in runners]
-                cells += [f"{times.get('cuDNN', math.nan) / best:12.2f}x", *(f"{value:13.3f}" for value in least)]
-                told = "forward, backward" if backward else "forward"
-                print(f"{name:9} {rows:4} {told:17} " + " ".join(cells), flush=True)
-            torch.cuda.empty_cache()
+    for name, rows in itertools.product(options.layers, options.rows):
+        dim, width = SIZES[name]
+        runs = contestants(dim, width, rows, options.compiled)
+        for backward in (False, True):
+            turns = {who: (lambda run=run, backward=backward: run(backward)) for who, run in runs.items()}
+            times = in_turns(turns, options.rounds)
+            if not times:
+                continue
+            least = limits(dim, width, rows, flops, bandwidth)[backward]
+            best = min(times.get(who, math.inf) for who in runners[:2])
+            cells = [f"{times[who]:13.2f}" if who in times else f"{'':13}" for who in runners]
+            cells += [f"{times.get('cuDNN', math.nan) / best:12.2f}x", *(f"{value:13.3f}" for value in least)]
+            told = "forward, backward" if backward else "forward"
+            print(f"{name:9} {rows:4} {told:17} " + " ".join(cells), flush=True)
+        torch.cuda.empty_cache()
     print()
 
 
@@ -408,16 +413,19 @@ def main():
     sections = ("recurrence", "training", "embedding", "sizes", "profile")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections[:3])
     parser.add_argument("--train_file", default=str(ROOT.parent / "shared/data/pretrain/train.txt.gz"))
+    parser.add_argument("--layers", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 64, 128, 256, 512])
+    parser.add_argument("--compiled", action="store_true", help="the loop by torch.compile, too, which takes minutes")
     parser.add_argument("--lanes", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--optim", choices=("adagrad", "adamw"), default="adagrad")
     parser.add_argument("--sentences", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: only compile what recurrence needs")
     options = parser.parse_args()
     if not torch.cuda.is_available() or gpu_recurrence(DTYPE, torch.device("cuda", 0)) is None:
         raise SystemExit("gpu.py: a GPU of NVIDIA and Triton are needed")
     flops, bandwidth = describe_machine()
     if "recurrence" in options.only:
-        bench_recurrence(flops, bandwidth, options.rounds)
+        bench_recurrence(options, flops, bandwidth)
     if "sizes" in options.only:
         bench_sizes(options.rounds)
     with tempfile.TemporaryDirectory() as name:
