@@ -300,8 +300,8 @@ def _cells_backward(
         )  # fmt: skip
         place = row[:, None] * DIM + columns
         at = (side * packed + now - rows) * (4 * DIM) + row[:, None] * (4 * DIM) + columns
-        squashed = tanh(tl.load(cells + (side * (rows + packed) + now) * DIM + place, mask=mask, other=0.0))
         new = tl.load(cells + (side * (rows + packed) + now) * DIM + place, mask=mask, other=0.0)
+        squashed = tanh(new)
         o = tl.load(gates + at + 3 * DIM, mask=mask, other=0.0).to(tl.float32)
         tl.store(d_gates + at + 3 * DIM, d_mixed * squashed * o * (1 - o), mask=mask)
         d_place = d_cell + side * rows * DIM + place
