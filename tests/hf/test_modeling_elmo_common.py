@@ -16,7 +16,7 @@ from skips import OLDER_RELEASE, OVERRIDDEN, SKIPPED
 from torch import Tensor
 from transformers.testing_utils import torch_device
 
-from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForPreTraining
+from modeling_elmo import ElmoConfig, ElmoForMultipleChoice, ElmoForPreTraining, ElmoForQuestionAnswering
 from modeling_elmo.char_rows import BEGIN_OF_WORD, END_OF_WORD, PADDING
 
 modeling_common = load("test_modeling_common")
@@ -110,6 +110,12 @@ class ElmoModelTest(modeling_common.ModelTesterMixin, TrainingTesterMixin, unitt
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         if return_labels and model_class is ElmoForPreTraining:
             inputs["labels"] = torch.zeros_like(inputs["attention_mask"])
+        if return_labels and model_class is ElmoForQuestionAnswering:
+            # A question of one word, and an answer in the context behind it: elsewhere there is nothing to learn.
+            inputs["token_type_ids"] = (
+                (torch.arange(inputs["attention_mask"].shape[1]) > 0).long().expand(inputs["attention_mask"].shape)
+            )
+            inputs |= {name: torch.ones_like(inputs[name]) for name in ("start_positions", "end_positions")}
         return inputs
 
     def _create_text_training_batch(self, batch_size: int, seq_length: int, vocab_size: int) -> dict[str, Tensor]:
