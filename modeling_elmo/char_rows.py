@@ -36,6 +36,11 @@ def utf8_words(words: Sequence[str]) -> list[bytes]:
     return [word.encode("utf-8", "replace") for word in words]
 
 
+def cut_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows (words, max_word_length) without the columns behind the longest word."""
+    return rows[:, : np.flatnonzero((rows != PADDING).any(0))[-1] + 1]
+
+
 def encode_words(words: Sequence[str], max_word_length: int = 50) -> np.ndarray:
     """
     Rows of character ids. No string is special: `<S>` is a word of three characters.

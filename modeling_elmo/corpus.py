@@ -235,14 +235,10 @@ class Corpus:
         """Type id of `</S>`."""
         return self.num_types + 1
 
-    def words(self, start: int, stop: int) -> np.ndarray:
-        """Type ids of the words `start` to `stop` of the text, (stop - start,) int32."""
-        # Read, not mapped: mapped pages would count as this process's memory.
-        return np.frombuffer(os.pread(self._words.fileno(), 4 * (stop - start), 4 * start), dtype=np.int32)
-
-    def words_of(self, starts: list[int], stops: list[int]) -> np.ndarray:
-        """`words` of many spans behind each other, int32."""
+    def words(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray:
+        """Type ids of the words from each start to its stop, one span behind the other, int32."""
         file = self._words.fileno()
+        # Read, not mapped: mapped pages would count as this process's memory.
         parts = [os.pread(file, 4 * (stop - start), 4 * start) for start, stop in zip(starts, stops, strict=True)]
         return np.frombuffer(b"".join(parts), dtype=np.int32)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .char_rows import PADDING
+from .char_rows import cut_rows
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
@@ -207,7 +207,7 @@ def distinct_batch(texts: list[list[str]], tokenizer: ElmoTokenizer) -> dict[str
     boundaries = np.stack([tokenizer.bos_row, tokenizer.eos_row])
     rows = np.concatenate([boundaries, tokenizer.encode_words(list(index))])  # (distinct, row_length)
     if tokenizer.char_vocab is None:  # bytes alone: no word has anything behind the longest one
-        rows = rows[:, : np.flatnonzero((rows != PADDING).any(0))[-1] + 1]
+        rows = cut_rows(rows)
     longest = max(map(len, places), default=0)
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in places])  # (batch, words)
     lengths = torch.tensor([[len(row)] for row in places])

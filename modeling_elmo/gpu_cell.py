@@ -4,12 +4,10 @@ The products around it are torch's. `lstm_ops.cell_forward` and `cell_backward` 
 arguments are.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
-from .gpu_kernels import clip, constexpr, has_triton, jit_of, tanh, tl
+from .gpu_kernels import activated, clip, constexpr, has_triton, jit_of, on_device, tanh, tl, value_gradient
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 1024
@@ -31,7 +29,7 @@ def _forward(
     f = tl.load(at + DIM, real).to(tl.float32) + tl.load(more + DIM, real) + tl.load(offset + DIM, real)
     g = tl.load(at + 2 * DIM, real).to(tl.float32) + tl.load(more + 2 * DIM, real) + tl.load(offset + 2 * DIM, real)
     o = tl.load(at + 3 * DIM, real).to(tl.float32) + tl.load(more + 3 * DIM, real) + tl.load(offset + 3 * DIM, real)
-    i, f, g, o = tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)
+    i, f, g, o = activated(i, f, g, o)
     c = clip(f * tl.load(cell + side * cell_side + number, real) + i * g, bound)
     tl.store(new_cell + side * new_cell_side + number, c, real)
     tl.store(output + side * output_side + number, o * tanh(c), real)
@@ -58,8 +56,7 @@ def _backward(
     squashed = tanh(new)
     d_out = tl.load(d_output + side * d_output_side + number, real).to(tl.float32)
     d_at = d_cell + side * d_cell_side + number
-    d_value = tl.load(d_at, real) + d_out * o * (1 - squashed * squashed)
-    d_value = tl.where(tl.abs(new) < bound, d_value, 0.0)
+    d_value = value_gradient(tl.load(d_at, real), d_out, o, squashed, new, bound)
     to = d_gates + side * d_gates_side + place
     tl.store(to, d_value * g * i * (1 - i), real)
     tl.store(to + DIM, d_value * tl.load(cell + side * cell_side + number, real) * f * (1 - f), real)
@@ -94,5 +91,5 @@ def _launch(kernel, tensors, with_gaps, cell: Tensor, bound: float, **constants:
     """Run a kernel over all cells; between the directions of the tensors `with_gaps` there may be gaps."""
     sides, rows, dim = cell.shape
     gaps = [tensors[place].stride(0) for place in with_gaps]
-    with torch.cuda.device(cell.device) if cell.device.type == "cuda" else nullcontext():
+    with on_device(cell.device):
         kernel[(-(-rows * dim // BLOCK), sides)](*tensors, *gaps, rows, bound, DIM=dim, BLOCK=BLOCK, **constants)

@@ -32,6 +32,7 @@ tiles of cells and columns are assumed, rows are masked.
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -81,6 +82,11 @@ def runs_layers(device: torch.device) -> bool:
     return has_triton(device) and torch.cuda.get_device_capability(device)[0] == GENERATION
 
 
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Where Triton launches: on a GPU, or in the interpreter."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 # Which phase a launch runs: one of a single step, or all of all steps. Kernels have the numbers, since they may read no
 # global names.
 ALL, PHASES = 0, (1, 2, 3)
@@ -98,13 +104,45 @@ def clip(x, bound):
 
 
 @jit
-def _wait_for_all(counter, target):
-    """Go on when all programs have arrived here, and see what they wrote."""
+def activated(i, f, g, o):
+    """The gates from their sums."""
+    return tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)
+
+
+@jit
+def value_gradient(d_cell, d_output, o, squashed, cell, bound):
+    """The gradient of f * c + i * g, from those of the clipped cell and of o * tanh(cell); none at the bound."""
+    d_value = d_cell + d_output * o * (1 - squashed * squashed)
+    return tl.where(tl.abs(cell) < bound, d_value, 0.0)
+
+
+@jit
+def _wait_for_all(counter, arrivals):
+    """Go on when all programs have arrived here, and see what they wrote; `arrivals` before, and returned behind it."""
+    target = arrivals + tl.num_programs(0)
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release")
     while tl.atomic_add(counter, 0, sem="acquire") < target:  # becomes a load
         pass
     tl.debug_barrier()
+    return target
+
+
+@jit
+def _places(starts, step):
+    """Where the rows of the state before a step begin, and of that behind it; how many run at this step."""
+    now = tl.load(starts + step + 1).to(tl.int64)
+    return tl.load(starts + step).to(tl.int64), now, (tl.load(starts + step + 2) - now).to(tl.int32)
+
+
+@jit
+def _tile(tile, running, WIDTH: constexpr, BM: constexpr, BN: constexpr):
+    """A tile's rows (BM,) and its columns (BN,) of WIDTH, and what the tile's number has beside them: tiles of the same
+    columns follow each other, since they share a weight."""
+    blocks = tl.cdiv(running, BM)
+    rest = tile // blocks
+    columns = rest % (WIDTH // BN) * BN + tl.arange(0, BN)
+    return tile % blocks * BM + tl.arange(0, BM), columns, (rest // (WIDTH // BN)).to(tl.int64)
 
 
 @jit
@@ -134,15 +172,9 @@ def _cells_forward(
     BM: constexpr, BC: constexpr, BK: constexpr, STAGES: constexpr,
 ):  # fmt: skip
     """Phase 1 forward: four products for each tile of cells, and the cell behind them."""
-    before = tl.load(starts + step).to(tl.int64)
-    now = tl.load(starts + step + 1).to(tl.int64)
-    running = (tl.load(starts + step + 2) - now).to(tl.int32)
-    blocks = tl.cdiv(running, BM)
-    for tile in range(tl.program_id(0), SIDES * (DIM // BC) * blocks, tl.num_programs(0)):
-        block, rest = tile % blocks, tile // blocks
-        side = (rest // (DIM // BC)).to(tl.int64)
-        columns = rest % (DIM // BC) * BC + tl.arange(0, BC)
-        row = block * BM + tl.arange(0, BM)
+    before, now, running = _places(starts, step)
+    for tile in range(tl.program_id(0), SIDES * (DIM // BC) * tl.cdiv(running, BM), tl.num_programs(0)):
+        row, columns, side = _tile(tile, running, DIM, BM, BC)
         row_is = row < running
         steps = tl.arange(0, BK)
         left = hiddens + (side * (rows + packed) + before) * WIDTH + row[:, None] * WIDTH + steps[None, :]
@@ -160,10 +192,11 @@ def _cells_forward(
         mask = row_is[:, None]
         at = gates + (side * hoisted + now - rows - hoisted_from) * (4 * DIM) + row[:, None] * (4 * DIM) + columns
         offset = bias + side * 4 * DIM + columns
-        i = tl.sigmoid(i + tl.load(at, mask=mask, other=0.0) + tl.load(offset)[None, :])
-        f = tl.sigmoid(f + tl.load(at + DIM, mask=mask, other=0.0) + tl.load(offset + DIM)[None, :])
-        g = tanh(g + tl.load(at + 2 * DIM, mask=mask, other=0.0) + tl.load(offset + 2 * DIM)[None, :])
-        o = tl.sigmoid(o + tl.load(at + 3 * DIM, mask=mask, other=0.0) + tl.load(offset + 3 * DIM)[None, :])
+        i = i + tl.load(at, mask=mask, other=0.0) + tl.load(offset)[None, :]
+        f = f + tl.load(at + DIM, mask=mask, other=0.0) + tl.load(offset + DIM)[None, :]
+        g = g + tl.load(at + 2 * DIM, mask=mask, other=0.0) + tl.load(offset + 2 * DIM)[None, :]
+        o = o + tl.load(at + 3 * DIM, mask=mask, other=0.0) + tl.load(offset + 3 * DIM)[None, :]
+        i, f, g, o = activated(i, f, g, o)
         if KEEP:
             tl.store(at, i, mask=mask)
             tl.store(at + DIM, f, mask=mask)
@@ -188,15 +221,10 @@ def _project(
     BM: constexpr, BN: constexpr, BK: constexpr, STAGES: constexpr,
 ):  # fmt: skip
     """Phase 2 forward: a tile of the output over a share of the cells, into `parts`, or the output itself."""
-    now = tl.load(starts + step + 1).to(tl.int64)
-    running = (tl.load(starts + step + 2) - now).to(tl.int32)
-    blocks = tl.cdiv(running, BM)
-    for tile in range(tl.program_id(0), SIDES * SPLITS * (WIDTH // BN) * blocks, tl.num_programs(0)):
-        block, rest = tile % blocks, tile // blocks
-        columns = rest % (WIDTH // BN) * BN + tl.arange(0, BN)
-        rest = rest // (WIDTH // BN)
-        split, side = rest % SPLITS, (rest // SPLITS).to(tl.int64)
-        row = block * BM + tl.arange(0, BM)
+    _, now, running = _places(starts, step)
+    for tile in range(tl.program_id(0), SIDES * SPLITS * (WIDTH // BN) * tl.cdiv(running, BM), tl.num_programs(0)):
+        row, columns, rest = _tile(tile, running, WIDTH, BM, BN)
+        split, side = rest % SPLITS, rest // SPLITS
         left = mixed + side * rows * DIM
         if KEEP:
             left = mixed + (side * packed + now - rows) * DIM
@@ -235,8 +263,7 @@ def _finish_projection(
     SIDES: constexpr, WIDTH: constexpr, SPLITS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Phase 3 forward: sum the parts and clip."""
-    now = tl.load(starts + step + 1).to(tl.int64)
-    running = (tl.load(starts + step + 2) - now).to(tl.int32)
+    _, now, running = _places(starts, step)
     for index in range(tl.program_id(0), tl.cdiv(SIDES * running * WIDTH, BLOCK), tl.num_programs(0)):
         total, side, place, real = _sum_parts(index, running, parts, rows, SIDES, WIDTH, SPLITS, BLOCK)
         tl.store(hiddens + (side * (rows + packed) + now) * WIDTH + place, clip(total, proj_bound), mask=real)
@@ -259,22 +286,19 @@ def forward(
                 SIDES, DIM, WIDTH, KEEP, BM, BC, BK, STAGES,
             )  # fmt: skip
         if PHASE == 0:
-            arrivals += tl.num_programs(0)
-            _wait_for_all(counter, arrivals)
+            arrivals = _wait_for_all(counter, arrivals)
         if PHASE == 0 or PHASE == 2:
             _project(
                 step, starts, hiddens, mixed, weight_hr, parts, packed, rows, proj_bound,
                 SIDES, DIM, WIDTH, KEEP, SPLITS, BM, BN, BK, STAGES,
             )  # fmt: skip
         if PHASE == 0:
-            arrivals += tl.num_programs(0)
-            _wait_for_all(counter, arrivals)
+            arrivals = _wait_for_all(counter, arrivals)
         if SPLITS > 1:
             if PHASE == 0 or PHASE == 3:
                 _finish_projection(step, starts, hiddens, parts, packed, rows, proj_bound, SIDES, WIDTH, SPLITS, BLOCK)
             if PHASE == 0:
-                arrivals += tl.num_programs(0)
-                _wait_for_all(counter, arrivals)
+                arrivals = _wait_for_all(counter, arrivals)
 
 
 @jit
@@ -284,15 +308,9 @@ def _cells_backward(
     BM: constexpr, BC: constexpr, BK: constexpr, STAGES: constexpr,
 ):  # fmt: skip
     """Phase 1 backward: what the cells get from the output, and the gradient of their gates."""
-    before = tl.load(starts + step).to(tl.int64)
-    now = tl.load(starts + step + 1).to(tl.int64)
-    running = (tl.load(starts + step + 2) - now).to(tl.int32)
-    blocks = tl.cdiv(running, BM)
-    for tile in range(tl.program_id(0), SIDES * (DIM // BC) * blocks, tl.num_programs(0)):
-        block, rest = tile % blocks, tile // blocks
-        side = (rest // (DIM // BC)).to(tl.int64)
-        columns = rest % (DIM // BC) * BC + tl.arange(0, BC)
-        row = block * BM + tl.arange(0, BM)
+    before, now, running = _places(starts, step)
+    for tile in range(tl.program_id(0), SIDES * (DIM // BC) * tl.cdiv(running, BM), tl.num_programs(0)):
+        row, columns, side = _tile(tile, running, DIM, BM, BC)
         mask = (row < running)[:, None]
         d_mixed = _product(
             d_outputs + (side * packed + now - rows) * WIDTH, weight_hr + side * WIDTH * DIM, row, columns,
@@ -305,8 +323,7 @@ def _cells_backward(
         o = tl.load(gates + at + 3 * DIM, mask=mask, other=0.0).to(tl.float32)
         tl.store(d_gates + at + 3 * DIM, d_mixed * squashed * o * (1 - o), mask=mask)
         d_place = d_cell + side * rows * DIM + place
-        d_value = tl.load(d_place, mask=mask, other=0.0) + d_mixed * o * (1 - squashed * squashed)
-        d_value = tl.where(tl.abs(new) < cell_bound, d_value, 0.0)
+        d_value = value_gradient(tl.load(d_place, mask=mask, other=0.0), d_mixed, o, squashed, new, cell_bound)
         f = tl.load(gates + at + DIM, mask=mask, other=0.0).to(tl.float32)
         tl.store(d_place, d_value * f, mask=mask)
         old = tl.load(cells + (side * (rows + packed) + before) * DIM + place, mask=mask, other=0.0)
@@ -324,15 +341,10 @@ def _to_hidden(
     BM: constexpr, BN: constexpr, BK: constexpr, STAGES: constexpr,
 ):  # fmt: skip
     """Phase 2 backward: a tile of the gradient of the recurrent input over a share of the gates."""
-    now = tl.load(starts + step + 1).to(tl.int64)
-    running = (tl.load(starts + step + 2) - now).to(tl.int32)
-    blocks = tl.cdiv(running, BM)
-    for tile in range(tl.program_id(0), SIDES * SPLITS * (WIDTH // BN) * blocks, tl.num_programs(0)):
-        block, rest = tile % blocks, tile // blocks
-        columns = rest % (WIDTH // BN) * BN + tl.arange(0, BN)
-        rest = rest // (WIDTH // BN)
-        split, side = rest % SPLITS, (rest // SPLITS).to(tl.int64)
-        row = block * BM + tl.arange(0, BM)
+    _, now, running = _places(starts, step)
+    for tile in range(tl.program_id(0), SIDES * SPLITS * (WIDTH // BN) * tl.cdiv(running, BM), tl.num_programs(0)):
+        row, columns, rest = _tile(tile, running, WIDTH, BM, BN)
+        split, side = rest % SPLITS, rest // SPLITS
         total = _product(
             d_gates + (side * packed + now - rows) * (4 * DIM), weight_hh + side * 4 * DIM * WIDTH, row, columns,
             row < running, split * (4 * DIM // SPLITS), 4 * DIM // SPLITS, 4 * DIM, WIDTH, 1, BM, BN, BK, STAGES,
@@ -347,8 +359,7 @@ def _finish_hidden(
     SIDES: constexpr, WIDTH: constexpr, SPLITS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Phase 3 backward: sum the parts into the gradient of the output before, where it was not clipped."""
-    before = tl.load(starts + step).to(tl.int64)
-    running = (tl.load(starts + step + 2) - tl.load(starts + step + 1)).to(tl.int32)
+    before, _, running = _places(starts, step)
     for index in range(tl.program_id(0), tl.cdiv(SIDES * running * WIDTH, BLOCK), tl.num_programs(0)):
         total, side, place, real = _sum_parts(index, running, parts, rows, SIDES, WIDTH, SPLITS, BLOCK)
         if step == 0:
@@ -377,17 +388,14 @@ def backward(
                 SIDES, DIM, WIDTH, BM, BC, BK, STAGES,
             )  # fmt: skip
         if PHASE == 0:
-            arrivals += tl.num_programs(0)
-            _wait_for_all(counter, arrivals)
+            arrivals = _wait_for_all(counter, arrivals)
         if PHASE == 0 or PHASE == 2:
             _to_hidden(
                 step, starts, d_gates, weight_hh, parts, packed, rows, SIDES, DIM, WIDTH, SPLITS, BM, BN, BK, STAGES
             )
         if PHASE == 0:
-            arrivals += tl.num_programs(0)
-            _wait_for_all(counter, arrivals)
+            arrivals = _wait_for_all(counter, arrivals)
         if PHASE == 0 or PHASE == 3:
             _finish_hidden(step, starts, is_open, d_outputs, d_hidden, parts, packed, rows, SIDES, WIDTH, SPLITS, BLOCK)
         if PHASE == 0:
-            arrivals += tl.num_programs(0)
-            _wait_for_all(counter, arrivals)
+            arrivals = _wait_for_all(counter, arrivals)

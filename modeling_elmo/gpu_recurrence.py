@@ -7,13 +7,12 @@ nothing to do. Triton's interpreter, which runs one program behind the other, ca
 
 import functools
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .gpu_kernels import ALL, PHASES, backward, forward, runs_layers
+from .gpu_kernels import ALL, PHASES, backward, forward, on_device, runs_layers
 from .recurrence_kernel import LayerResults, step_chunks
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -45,6 +44,13 @@ class Sizes(NamedTuple):
     warps: int
     programs: int
     splits: tuple[int, int]
+
+    def constants(self, is_backward: bool) -> dict[str, int]:
+        """As the kernels name them."""
+        return {
+            "SPLITS": self.splits[is_backward], "BM": self.rows, "BC": self.cells, "BN": self.columns,
+            "BK": self.depth, "STAGES": self.stages, "BLOCK": BLOCK,
+        }  # fmt: skip
 
 
 def sizes_for(rows: int, dim: int, width: int, sides: int, programs: int, dtype: torch.dtype) -> Sizes:
@@ -116,7 +122,7 @@ class GpuRecurrence:
             gates = torch.bmm(inputs[:, part], weight_ih.transpose(1, 2))  # (sides, words of the chunk, 4 * lstm_dim)
             tensors = (starts, gates, hiddens, cells, mixed, weight_hh, bias.contiguous(), weight_hr, parts)
             numbers = (words, rows, gates.shape[1], place, *bounds)
-            self._run(forward, (first, first + len(sizes)), tensors, numbers, plan, plan.splits[0], KEEP=keep,
+            self._run(forward, (first, first + len(sizes)), tensors, numbers, plan, KEEP=keep,
                       SIDES=sides, DIM=dim, WIDTH=width)  # fmt: skip
             first, place = first + len(sizes), part.stop
         kept = (cells[:, :rows], mixed, cells[:, rows:]) if keep else (cells, mixed, cells)
@@ -139,7 +145,7 @@ class GpuRecurrence:
             _one_table(results.cell, results.cells), d_outputs, d_cell, d_gates, d_hidden,
             weight_hh.contiguous(), weight_hr.contiguous(), parts,
         )  # fmt: skip
-        self._run(backward, (0, len(batch_sizes)), tensors, (words, rows, bounds[0]), plan, plan.splits[1],
+        self._run(backward, (0, len(batch_sizes)), tensors, (words, rows, bounds[0]), plan,
                   SIDES=sides, DIM=dim, WIDTH=width)  # fmt: skip
         return d_gates, d_hidden[:, : batch_sizes[0]]
 
@@ -148,22 +154,19 @@ class GpuRecurrence:
 
     def _run(
         self, kernel: Any, steps: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[float], plan: Sizes,
-        splits: int, **constants: int,
+        **constants: int,
     ):  # fmt: skip
         device = tensors[0].device
         programs = plan.programs * _processors(device)
-        constants |= {
-            "SPLITS": splits, "BM": plan.rows, "BC": plan.cells, "BN": plan.columns, "BK": plan.depth,
-            "STAGES": plan.stages, "BLOCK": BLOCK,
-        }  # fmt: skip
+        constants |= plan.constants(kernel is backward)
         options: dict[str, Any] = {"num_warps": plan.warps}
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with on_device(device):
             if self.at_once:
                 options["launch_cooperative_grid"] = True  # all programs are there, or none
                 counter = torch.zeros(1, dtype=torch.int32, device=device)
                 kernel[(programs,)](*steps, *tensors, counter, *numbers, PHASE=ALL, **constants, **options)
                 return
-            has_parts = splits > 1 or kernel is backward
+            has_parts = constants["SPLITS"] > 1 or kernel is backward
             for step in range(*steps) if kernel is forward else reversed(range(*steps)):
                 for phase in PHASES if has_parts else PHASES[:2]:
                     unused = tensors[0]  # no program waits for another

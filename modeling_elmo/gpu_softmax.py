@@ -4,12 +4,10 @@ In operations of torch (`language_model._shared_exps`, the reference) each of a 
 largest matrix of a training step.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
-from .gpu_kernels import constexpr, has_triton, jit, tl
+from .gpu_kernels import constexpr, has_triton, jit, on_device, tl
 
 MOST_SAMPLES = 2**15  # a program holds a word's logits in its registers
 
@@ -54,7 +52,7 @@ def exponentials(logits: Tensor, bias: Tensor, own: Tensor, own_logits: Tensor) 
     words, samples = logits.shape
     top, total = torch.empty_like(own_logits), torch.empty_like(own_logits)
     block = 1 << (samples - 1).bit_length()
-    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else nullcontext():
+    with on_device(logits.device):
         _exponentials[(words,)](
             logits, bias.contiguous(), own, own_logits, top, total, SAMPLES=samples, BLOCK=block,
             num_warps=8 if block >= 4096 else 4,

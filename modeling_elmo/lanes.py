@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .char_rows import PADDING
+from .char_rows import cut_rows
 from .corpus import Corpus
 
 FORWARD, BACKWARD = 0, 1
@@ -123,7 +123,7 @@ def _fill(corpus: Corpus, direction: int, pieces: list[Piece], inputs: np.ndarra
         begin, end, spans = corpus.bos, corpus.eos, (start + low - 1, start + high)
     else:
         begin, end, spans = corpus.eos, corpus.bos, (start + length - high, start + length - low + 1)
-    words = corpus.words_of(*(bounds.tolist() for bounds in spans))  # those of all pieces
+    words = corpus.words(*(bounds.tolist() for bounds in spans))  # those of all pieces
     numbers = spans[1] - spans[0]
     lies = np.cumsum(numbers) - numbers  # (pieces,) where the words of each begin
 
@@ -248,10 +248,9 @@ class TypeTable:
         types, places = np.unique(window.inputs, return_inverse=True)
         places = places.reshape(window.inputs.shape)  # (2, lanes, steps)
         rows = self.rows[types].astype(np.int16)  # (distinct, max_word_length)
-        longest = int(np.flatnonzero((rows != PADDING).any(0))[-1]) + 1
         labels = self.labels[window.targets].astype(np.int64)  # (2, lanes, steps)
         return {
-            "distinct_words": torch.from_numpy(rows[:, :longest].copy()),
+            "distinct_words": torch.from_numpy(cut_rows(rows).copy()),
             "input_ids": torch.from_numpy(places[FORWARD]),
             "reversed_input_ids": torch.from_numpy(places[BACKWARD]),
             "next_labels": torch.from_numpy(labels[FORWARD]),

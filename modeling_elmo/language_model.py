@@ -465,17 +465,19 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         is_target = targets != IGNORE_INDEX
         weight, bias, sparse = self.lm_head.weight, self.lm_head.bias, self.lm_head.sparse
         is_sampled = self.sampler is not None and (negatives is not None or self.training)
-        if is_sampled and targets.device.type != "cpu":  # to count targets, the host would wait for the device
-            negatives = negatives or self.sampler.draw()
-            ids = targets.clamp(min=0)
-            losses = sampled_softmax_loss(hidden, ids, weight, bias, negatives, self.sampler, sparse)
-            return losses.masked_fill(~is_target, 0)
-        hidden, targets = hidden[is_target], targets[is_target]
+        # To leave places out, the host would wait for a GPU to count them.
+        takes_all = is_sampled and targets.device.type != "cpu"
+        if takes_all:
+            targets = targets.clamp(min=0)
+        else:
+            hidden, targets = hidden[is_target], targets[is_target]
         if is_sampled:
             negatives = negatives or self.sampler.draw()
             losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler, sparse)
         else:
             losses = full_softmax_loss(hidden, targets, weight, bias)
+        if takes_all:
+            return losses.masked_fill(~is_target, 0)
         return losses.new_zeros(is_target.shape).masked_scatter(is_target, losses)
 
     @staticmethod

@@ -284,7 +284,7 @@ class ElmoModel(ElmoPreTrainedModel):
 
     def check_ids(self, input_ids: Tensor):
         """Raise a `ValueError` unless `input_ids` are integers of the right shape and range."""
-        word_length, rows = self.config.row_length, self.get_input_embeddings().num_embeddings
+        word_length = self.config.row_length
         if self.word_encoder.has_characters:
             shape = f"(batch, words, {word_length})"
             fits = input_ids.dim() == 3 and input_ids.shape[2] == word_length
@@ -296,12 +296,15 @@ class ElmoModel(ElmoPreTrainedModel):
                 "make them with this model's ElmoTokenizer"
             )
         if input_ids.numel() and not torch.compiler.is_compiling():
-            # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
-            ids = input_ids.long()
-            if self.word_encoder.has_word_column:
-                self._check_range("the words' own ids", ids[..., -1], self.word_encoder.word_embedding.num_embeddings)
-                ids = ids[..., :-1]
-            self._check_range("input_ids", ids, rows)
+            self._check_rows("input_ids", input_ids)
+
+    def _check_rows(self, name: str, ids: Tensor):
+        # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
+        ids = ids.long()
+        if self.word_encoder.has_word_column:
+            self._check_range("the words' own ids", ids[..., -1], self.word_encoder.word_embedding.num_embeddings)
+            ids = ids[..., :-1]
+        self._check_range(name, ids, self.get_input_embeddings().num_embeddings)
 
     @staticmethod
     def _check_range(name: str, ids: Tensor, rows: int):
@@ -393,11 +396,7 @@ class ElmoModel(ElmoPreTrainedModel):
             raise ValueError("with distinct_words, input_ids must be (batch, words) integers: places among them")
         if places.device.type == "cpu" and places.numel():
             self._check_range("places in distinct_words", places, len(distinct_words))
-            characters = distinct_words[:, : self.config.max_word_length].long()
-            self._check_range("distinct_words", characters, self.get_input_embeddings().num_embeddings)
-            if self.word_encoder.has_word_column:
-                words = self.word_encoder.word_embedding.num_embeddings
-                self._check_range("the words' own ids", distinct_words[:, -1].long(), words)
+            self._check_rows("distinct_words", distinct_words)
         return places
 
     def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:

@@ -189,13 +189,9 @@ class ElmoWordEncoder(nn.Module):
             end = min(words.shape[1] + self.widest, self.row_length)
             cut = F.pad(words, (0, end - words.shape[1]), value=self.padding_id)
             return cut, words.shape[1] + self.widest <= self.row_length
-        end = self._longest(words) + self.widest
-        return words[:, :end], end <= words.shape[1]
-
-    def _longest(self, words: Tensor) -> int:
-        """Behind which column no word has anything."""
         position = torch.arange(1, words.shape[1] + 1, device=words.device)
-        return int(((words != self.padding_id) * position).max())
+        end = int(((words != self.padding_id) * position).max()) + self.widest
+        return words[:, :end], end <= words.shape[1]
 
 
 # Words that a processor encodes at a time: more leave its caches and are cut to a longer word (256 measured best of

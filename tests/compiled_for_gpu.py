@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from modeling_elmo import gpu_kernels
-from modeling_elmo.gpu_recurrence import BLOCK, sizes_for
+from modeling_elmo.gpu_recurrence import sizes_for
 
 ROWS, DIM, WIDTH, PROCESSORS = 128, 1024, 128, 132
 TYPES = {"starts": "*i32", "counter": "*i32", "is_open": "*i1", "cell_bound": "fp32", "proj_bound": "fp32"}
@@ -28,9 +28,8 @@ def compiled(name: str) -> dict[str, int]:
     """The kernel that runs all steps at once, at a small size in bfloat16."""
     kernel, plan = getattr(gpu_kernels, name), sizes_for(ROWS, DIM, WIDTH, 2, PROCESSORS, torch.bfloat16)
     constants = {
-        "PHASE": gpu_kernels.ALL, "SIDES": 2, "DIM": DIM, "WIDTH": WIDTH, "BM": plan.rows, "BC": plan.cells,
-        "BN": plan.columns, "BK": plan.depth, "STAGES": plan.stages, "BLOCK": BLOCK,
-        "SPLITS": plan.splits[name == "backward"], **({"KEEP": True} if name == "forward" else {}),
+        "PHASE": gpu_kernels.ALL, "SIDES": 2, "DIM": DIM, "WIDTH": WIDTH, **plan.constants(name == "backward"),
+        **({"KEEP": True} if name == "forward" else {}),
     }  # fmt: skip
     types = (
         TYPES | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(HALVES, "*bf16") | dict.fromkeys(constants, "constexpr")

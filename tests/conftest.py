@@ -43,6 +43,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def full_precision():
+    """float32 on a GPU as on a processor, also in torch's products and convolutions."""
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data; tests that ask for it are skipped where it is absent."""

@@ -39,7 +39,7 @@ def types_of(part: Corpus) -> list[str]:
 
 def sentences_of(part: Corpus) -> list[list[str]]:
     types, starts = types_of(part), part.starts(0, part.num_sentences).tolist()
-    return [[types[i] for i in part.words(a, b)] for a, b in itertools.pairwise(starts)]
+    return [[types[i] for i in part.words([a], [b])] for a, b in itertools.pairwise(starts)]
 
 
 def random_lines(number: int, words: int) -> list[str]:
@@ -62,7 +62,7 @@ def test_a_corpus_is_the_plain_list_of_its_words(write):
     assert (part.num_predictions, part.bos, part.eos) == (20, 9, 10)
     assert part.sizes == {"sentences": 5, "tokens": 15, "types": 9, "truncated": 1}
     assert part.starts(0, 5).tolist() == [0, 4, 7, 9, 10, 15] and part.starts(2, 3).tolist() == [7, 9]
-    assert part.words(4, 7).tolist() == [1, 1, 3] and len(part.words(3, 3)) == 0
+    assert part.words([4], [7]).tolist() == [1, 1, 3] and len(part.words([3], [3])) == 0
     tokenizer = ElmoTokenizer()
     rows = [*tokenizer.encode_words(types_of(part)), tokenizer.bos_row, tokenizer.eos_row]
     np.testing.assert_array_equal(part.rows(), rows)

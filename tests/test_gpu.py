@@ -12,19 +12,13 @@ from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.embed import embed
 from modeling_elmo.pretraining import Pretrainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.usefixtures("full_precision"),
+]
 LINES = ["A small sentence .", "Another one , which is longer than the first .", "", "One", "A small sentence ."] * 5
 # With widths that the kernels take.
 WIDE = {**TINY, "lstm_dim": 128, "projection_dim": 64}
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    """float32 as on a processor, also in the products of the word encoder."""
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
 
 def make_model() -> ElmoModel:

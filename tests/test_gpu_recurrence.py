@@ -4,6 +4,7 @@ The interpreter runs one program behind the other, so that programs that wait fo
 multiplies bfloat16 as if it were integers, so that this is left to GPUs, too. Tolerances are stated in `BOUND`.
 """
 
+import functools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_recurrence_kernel
 import torch
 from test_recurrence_kernel import make_layer
 from torch import Tensor
@@ -26,19 +28,11 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if not (ON_GPU or triton.knobs.runtime.interpret):
     pytest.skip("there is neither a GPU nor Triton's interpreter", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("full_precision")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16] if ON_GPU else [torch.float32, torch.float16]
 # The largest difference allowed, as a part of the largest number: sums in another order, numbers of 11 and of 8 bits.
 BOUND = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 2.5e-2}
 BATCH_SIZES = {"several tiles": [70, 67, 1], "few texts": [5, 5, 3, 1], "one step": [2], "no text at last": [2, 1, 0]}
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    """float32 as on a processor, also in the references' products."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -57,10 +51,7 @@ def layer_on_device(dtype: torch.dtype, width: int, dim: int, projection: int, s
     return [x.to(DEVICE) if isinstance(x, Tensor) else x for x in make_layer(dtype, width, dim, projection, sizes)]
 
 
-def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype):
-    assert actual.dtype == expected.dtype and actual.shape == expected.shape
-    difference = (actual.float() - expected.float()).abs().max()
-    assert difference <= BOUND[dtype] * expected.float().abs().max(), float(difference)
+assert_close = functools.partial(test_recurrence_kernel.assert_close, bound=BOUND)
 
 
 @pytest.mark.parametrize("sizes", BATCH_SIZES.values(), ids=BATCH_SIZES)

@@ -76,10 +76,10 @@ def make_layer(dtype: torch.dtype, width: int, dim: int, projection: int | None,
     return [*layer[:3], layer[3] if projection else None, *layer[4:], cell, sizes]
 
 
-def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype):
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, bound: dict[torch.dtype, float] = BOUND):
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     difference = (actual.float() - expected.float()).abs().max()
-    assert difference <= BOUND[dtype] * expected.float().abs().max(), float(difference)
+    assert difference <= bound[dtype] * expected.float().abs().max(), float(difference)
 
 
 @pytest.mark.parametrize("sizes", BATCH_SIZES.values(), ids=BATCH_SIZES)
