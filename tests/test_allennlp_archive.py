@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from allennlp_archive.make import SENTENCES
 from legacy_files import OPTIONS, VOCABULARY, assert_refused, changed, layers_of, random_datasets, write_legacy
 from numpy_reference import character_rows, elmo_layers
 
@@ -21,6 +22,7 @@ ELMO = "text_field_embedder.token_embedder_elmo._elmo."
 URL = "https://allennlp.s3.amazonaws.com/models/elmo/elmo_2x7_5_options.json"
 EMBEDDER = {"type": "elmo_token_embedder", "options_file": URL, "weight_file": "weights.hdf5", "do_layer_norm": False}
 CONFIG = {"dataset_reader": {}, "model": {"text_field_embedder": {"token_embedders": {"elmo": EMBEDDER}}}}
+WRITTEN = Path(__file__).parent / "allennlp_archive"  # by AllenNLP: make.py
 FTA = "fta/model.text_field_embedder.token_embedders.elmo.options_file"
 
 
@@ -91,6 +93,18 @@ def test_layers_are_those_of_the_hdf5_file(tmp_path, dst):
     convert_from_allennlp(tmp_path / "back", tmp_path / "again")
     again = ElmoModel.from_pretrained(tmp_path / "again")
     np.testing.assert_allclose(layers_of(again.double(), rows), expected, rtol=0, atol=1e-6)
+
+
+def test_vectors_are_those_of_allennlp(dst):
+    """Of a biLM and a scalar mix that it has trained."""
+    assert main([str(WRITTEN / "model.tar.gz"), str(dst)]) == 0
+    model, tokenizer = ElmoModel.from_pretrained(dst), ElmoTokenizer.from_pretrained(dst)
+    assert model.scalar_mix.weights.abs().min() > 0 and model.scalar_mix.gamma != 1, "it is the learnt mix"
+    batch = tokenizer(SENTENCES, is_split_into_words=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        vectors = model(**batch).scalar_mix
+    for row, expected in zip(vectors, json.loads((WRITTEN / "expected.json").read_text()), strict=True):
+        np.testing.assert_allclose(row[1 : len(expected) + 1], expected, rtol=0, atol=1e-6)
 
 
 def test_unpacked_and_other_places(tmp_path, dst, capsys):
