@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-LEGACY = FOLDER / "legacy"  # made in passing
+LEGACY = FOLDER.parents[1] / "build" / "legacy"  # made in passing
 SENTENCES = [["The", "cat", "sat", "."], ["Naïve", "words", ",", "日本", "too-long-ish-ones", "!"], ["Hi"]]
 
 
@@ -25,6 +25,7 @@ def write_weights():
     sys.path.insert(0, str(FOLDER.parent))
     from legacy_files import write_legacy
 
+    LEGACY.parent.mkdir(exist_ok=True)
     write_legacy(LEGACY)
 
 
