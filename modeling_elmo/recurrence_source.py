@@ -28,7 +28,7 @@ SIZES = r"""
 #define ROWS 72                 /* texts of a task */
 #define DEPTH 64                /* inputs whose weights stay in the first cache meanwhile */
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef int32_t pairs __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 int lanes(void) { return LANES; }
@@ -43,17 +43,23 @@ int serves_bfloat16(void) { return 0; }
 int serves_bfloat16(void) { return LANES > 4; }
 #endif
 
+/* Keeps weights in a register while they are multiplied: else the compiler reads them from memory for each row anew. */
+#if defined(__AVX512F__) || (defined(__x86_64__) && LANES < 16)
+#define IN_REGISTER(weights) __asm__("" : "+v"(weights))
+#else
+#define IN_REGISTER(weights)
+#endif
+
 /* sum + x w for LANES columns: one input of float, two of bfloat16, whose weights lie in pairs. */
 enum { STEP_float = 1, STEP_bfloat16 = 2 };
-static inline vector times_float(vector sum, const float *x, const float *w) { return sum + x[0] * *(const vector *)w; }
-static inline vector times_bfloat16(vector sum, const bfloat16 *x, const bfloat16 *w) {
+static inline vector times_float(vector sum, const float *x, vector w) { return sum + x[0] * w; }
+static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
 #if defined(__AVX512BF16__)
     int32_t pair;
     memcpy(&pair, x, 4);
-    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_set1_epi32(pair));
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
 #else
-    pairs both = *(const pairs *)w;
-    vector first = (vector)(both << 16), second = (vector)(both & (int32_t)0xffff0000);
+    vector first = (vector)((pairs)w << 16), second = (vector)((pairs)w & (int32_t)0xffff0000);
     return sum + load_bfloat16(x) * first + load_bfloat16(x + 1) * second;
 #endif
 }
@@ -102,10 +108,21 @@ __attribute__((always_inline)) static inline void tile_REAL(
     vector s[TILE][4];
     for (int r = 0; r < rows; r++)
         for (int g = 0; g < 4; g++) s[r][g] = *(vector *)(sums + r * COLUMNS + g * LANES);
-    for (int64_t k = 0; k < depth; k += STEP_REAL)
-        for (int g = 0; g < 4; g++)
-            for (int r = 0; r < rows; r++)
-                s[r][g] = times_REAL(s[r][g], x + r * x_stride + k, w + k * COLUMNS + g * LANES * STEP_REAL);
+    for (int64_t k = 0; k < depth; k += STEP_REAL) {
+        const REAL *w_k = w + k * COLUMNS;
+#if defined(__AVX512BF16__)  /* or the compiler moves sums about */
+        vector weights[4];
+        for (int g = 0; g < 4; g++) weights[g] = *(const vector *)(w_k + g * LANES * STEP_REAL);
+        for (int r = 0; r < rows; r++)
+            for (int g = 0; g < 4; g++) s[r][g] = times_REAL(s[r][g], x + r * x_stride + k, weights[g]);
+#else
+        for (int g = 0; g < 4; g++) {
+            vector weights = *(const vector *)(w_k + g * LANES * STEP_REAL);
+            IN_REGISTER(weights);
+            for (int r = 0; r < rows; r++) s[r][g] = times_REAL(s[r][g], x + r * x_stride + k, weights);
+        }
+#endif
+    }
     for (int r = 0; r < rows; r++)
         for (int g = 0; g < 4; g++) *(vector *)(sums + r * COLUMNS + g * LANES) = s[r][g];
 }
