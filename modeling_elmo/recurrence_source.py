@@ -63,6 +63,26 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
     return sum + load_bfloat16(x) * first + load_bfloat16(x + 1) * second;
 #endif
 }
+
+/* From how many rows on numbers of bfloat16 become floats first, to be multiplied as such in the same order: where
+   there are no products of bfloat16. Else never. */
+#if defined(__AVX512BF16__)
+enum { WIDENED_float = 1 << 30, WIDENED_bfloat16 = 1 << 30 };
+#else
+enum { WIDENED_float = 1 << 30, WIDENED_bfloat16 = 8 };
+#endif
+static void widen_weights(int64_t depth, const void *w, float *floats) {
+    for (int64_t k = 0; k < depth * COLUMNS; k += 2 * COLUMNS)
+        for (int64_t column = 0; column < COLUMNS; column += LANES) {
+            pairs both = *(const pairs *)((const bfloat16 *)w + k + 2 * column);
+            *(pairs *)(floats + k + column) = both << 16;
+            *(pairs *)(floats + k + COLUMNS + column) = both & (int32_t)0xffff0000;
+        }
+}
+typedef uint32_t bits __attribute__((may_alias));
+static void widen_row(int64_t depth, const void *x, float *floats) {
+    for (int64_t k = 0; k < depth; k++) ((bits *)floats)[k] = (uint32_t)((const uint16_t *)x)[k] << 16;
+}
 """
 
 LAYER = r"""
@@ -118,7 +138,7 @@ __attribute__((always_inline)) static inline void tile_REAL(
 #else
         for (int g = 0; g < 4; g++) {
             vector weights = *(const vector *)(w_k + g * LANES * STEP_REAL);
-            IN_REGISTER(weights);
+            if (rows > 1 && STEP_REAL == 1) IN_REGISTER(weights);
             for (int r = 0; r < rows; r++) s[r][g] = times_REAL(s[r][g], x + r * x_stride + k, weights);
         }
 #endif
@@ -129,19 +149,28 @@ __attribute__((always_inline)) static inline void tile_REAL(
 
 /* The same for any number of rows. */
 static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const REAL *w, float *sums) {
+    const int is_widened = rows >= WIDENED_REAL;
+    float w_floats[DEPTH * COLUMNS] __attribute__((aligned(64))), x_floats[TILE * DEPTH] __attribute__((aligned(64)));
     for (int64_t first = 0; first < depth; first += DEPTH) {
         int64_t part = depth - first < DEPTH ? depth - first : DEPTH, r = 0;
         const REAL *w_part = w + first * COLUMNS;
+        if (is_widened) widen_weights(part, w_part, w_floats);
         /* The weights of the next part, which lie behind these, are on their way meanwhile. */
         const char *next = (const char *)(w_part + part * COLUMNS);
         int64_t ahead = part * COLUMNS * (int64_t)sizeof(REAL), per_row = rows < TILE ? 0 : ahead / rows;
-        #define RUN(n) \
+        #define RUN(n) do { \
             for (int64_t at = r * per_row; at < (r + n) * per_row; at += 64) __builtin_prefetch(next + at, 0, 2); \
-            tile_REAL(n, part, x + r * depth + first, depth, w_part, sums + r * COLUMNS), r += n
-        while (rows - r >= TILE) { RUN(TILE); }
-        if (TILE > 4 && rows - r >= 4) { RUN((TILE > 4 ? 4 : 1)); }
-        if (TILE > 2 && rows - r >= 2) { RUN((TILE > 2 ? 2 : 1)); }
-        while (rows > r) { RUN(1); }
+            const REAL *x_part = x + r * depth + first; \
+            if (is_widened) { \
+                for (int row = 0; row < n; row++) widen_row(part, x_part + row * depth, x_floats + row * DEPTH); \
+                tile_float(n, part, x_floats, DEPTH, w_floats, sums + r * COLUMNS); \
+            } else tile_REAL(n, part, x_part, depth, w_part, sums + r * COLUMNS); \
+            r += n; \
+        } while (0)
+        while (rows - r >= TILE) RUN(TILE);
+        if (TILE > 4 && rows - r >= 4) RUN((TILE > 4 ? 4 : 1));
+        if (TILE > 2 && rows - r >= 2) RUN((TILE > 2 ? 2 : 1));
+        while (rows > r) RUN(1);
         #undef RUN
     }
 }
