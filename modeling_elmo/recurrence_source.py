@@ -52,6 +52,8 @@ int serves_bfloat16(void) { return LANES > 4; }
 
 /* sum + x w for LANES columns: one input of float, two of bfloat16, whose weights lie in pairs. */
 enum { STEP_float = 1, STEP_bfloat16 = 2 };
+static inline vector first_of(pairs w) { return (vector)(w << 16); }
+static inline vector second_of(pairs w) { return (vector)(w & (int32_t)0xffff0000); }
 static inline vector times_float(vector sum, const float *x, vector w) { return sum + x[0] * w; }
 static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
 #if defined(__AVX512BF16__)
@@ -59,24 +61,24 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
     memcpy(&pair, x, 4);
     return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
 #else
-    vector first = (vector)((pairs)w << 16), second = (vector)((pairs)w & (int32_t)0xffff0000);
-    return sum + load_bfloat16(x) * first + load_bfloat16(x + 1) * second;
+    return sum + load_bfloat16(x) * first_of((pairs)w) + load_bfloat16(x + 1) * second_of((pairs)w);
 #endif
 }
 
 /* From how many rows on numbers of bfloat16 become floats first, to be multiplied as such in the same order: where
    there are no products of bfloat16. Else never. */
+enum { NEVER = 1 << 30, WIDENED_float = NEVER };
 #if defined(__AVX512BF16__)
-enum { WIDENED_float = 1 << 30, WIDENED_bfloat16 = 1 << 30 };
+enum { WIDENED_bfloat16 = NEVER };
 #else
-enum { WIDENED_float = 1 << 30, WIDENED_bfloat16 = 8 };
+enum { WIDENED_bfloat16 = 8 };
 #endif
 static void widen_weights(int64_t depth, const void *w, float *floats) {
     for (int64_t k = 0; k < depth * COLUMNS; k += 2 * COLUMNS)
         for (int64_t column = 0; column < COLUMNS; column += LANES) {
             pairs both = *(const pairs *)((const bfloat16 *)w + k + 2 * column);
-            *(pairs *)(floats + k + column) = both << 16;
-            *(pairs *)(floats + k + COLUMNS + column) = both & (int32_t)0xffff0000;
+            *(vector *)(floats + k + column) = first_of(both);
+            *(vector *)(floats + k + COLUMNS + column) = second_of(both);
         }
 }
 typedef uint32_t bits __attribute__((may_alias));
