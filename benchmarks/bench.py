@@ -77,7 +77,7 @@ def describe_machine(table: Table):
         f"Python {platform.python_version()}; LSTM cell {'compiled' if cell_kernels(torch.float32) else 'in torch'}"
     )
     if len(dtypes()) == 1:
-        table.note("bfloat16 is left out: this processor has no products for it, so it would be emulated")
+        table.note("bfloat16 is measured in the rows of the kernel alone: this processor has no products for it")
 
 
 # ---- (a) encoding, and its accuracy

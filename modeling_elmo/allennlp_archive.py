@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .allennlp_files import LegacyElmo, LegacyFiles, check_vocabulary, checked_values, read_json, read_vocabulary
+from .allennlp_files import LegacyElmo, LegacyFiles, check_vocabulary, checked_values, read_json, read_legacy_vocabulary
 from .allennlp_format import (
     KINDS,
     LSTM_CELL,
@@ -70,7 +70,7 @@ def read_archived(files: LegacyFiles) -> LegacyElmo:
         config.scalar_mix_layer_norm = True
         text = "the layers are normalised before they are mixed: here word by word, in AllenNLP over the whole batch"
         warnings.warn(text, ConversionWarning, stacklevel=2)
-    vocabulary = read_vocabulary(files.vocab) if files.vocab else None
+    vocabulary = read_legacy_vocabulary(files.vocab) if files.vocab else None
     check_vocabulary(config, vocabulary, options.get("n_tokens_vocab"))
     return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files)
 

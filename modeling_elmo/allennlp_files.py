@@ -113,7 +113,7 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
             )
         config = infer_config({name: data.shape for name, data in datasets.items()}, options, use_words)
         values = {name: checked_values(name, datasets[name]) for name in dataset_shapes(config, has_softmax(datasets))}
-    vocabulary = read_vocabulary(files.vocab) if files.vocab else None
+    vocabulary = read_legacy_vocabulary(files.vocab) if files.vocab else None
     if has_softmax(values):
         _check_softmax_vocabulary(config, vocabulary)
     check_vocabulary(config, vocabulary, None if files.token_embeddings else options.get("n_tokens_vocab"))
@@ -179,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_vocabulary(path: Path) -> list[str]:
+def read_legacy_vocabulary(path: Path) -> list[str]:
     """Words of a UTF-8 file, plain or gzipped, one a line; word k is row k of a word table and class k of the LM."""
     try:
         data = path.read_bytes()
