@@ -38,15 +38,18 @@ from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoi
 from .vocabulary import words_of
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SAVED_MODEL = "saved_model.pb"
 FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
 # The weights of an AllenNLP model: in its archive, and in the folder in which it was trained.
 ARCHIVED_WEIGHTS = ("weights.th", "best.th")
+MODULE_TABLE = "bilm/char_embed"  # the variable by which a module of TF-Hub is known
 
 
 class LegacyFiles(NamedTuple):
     """The files of a legacy model: options JSON, weights and, optionally, vocabulary and token embeddings.
 
-    `weights`: an HDF5 file, the index of a TensorFlow checkpoint, or the `weights.th` of an AllenNLP model.
+    `weights`: an HDF5 file, the index of a TensorFlow checkpoint or of a TF-Hub module, or the `weights.th` of an
+        AllenNLP model.
     """
 
     options: Path | None = None
@@ -304,7 +307,7 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
             )
         return candidates[role][0] if candidates[role] else None
 
-    weights = given.weights or only("weights")
+    weights = given.weights or only("weights") or _module_index(folder)
     if not weights and candidates["checkpoint"]:
         weights = last_index(folder) or only("checkpoint", "weights")
     elif candidates["checkpoint"] and not given.weights:
@@ -317,6 +320,8 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
     options = given.options or only("options")
     if not options and weights.name in ARCHIVED_WEIGHTS:
         options = _archived_options(weights.parent)
+    if not options and is_hub_module(weights):  # it has none of its own
+        return LegacyFiles(None, weights, given.vocab, given.token_embeddings)
     if not options:
         text = f"{folder} has no options JSON for {weights.name}, which tells what weights do not: the activation, the "
         raise ConversionError(" ".join([text + "clips and the length of words. Give it with --options.", *problems]))
@@ -367,13 +372,34 @@ def _archived_options(folder: Path) -> Path:
     raise ConversionError(f"{folder} is an AllenNLP model without the options of an ELMo ({where}): give --options")
 
 
+def is_hub_module(weights: Path) -> bool:
+    """Whether a file is the index of the variables of a TF-Hub module, or of a checkpoint that has such a module."""
+    if not weights.is_file() or not is_index(weights):
+        return False
+    return any(name.endswith(MODULE_TABLE) for name in read_checkpoint(weights))
+
+
+def _module_index(folder: Path) -> Path | None:
+    """The variables of a SavedModel, which must be an ELMo's; `None` for another folder."""
+    index = folder / "variables" / "variables.index"
+    if not (folder / SAVED_MODEL).is_file():
+        return None
+    if not index.is_file():
+        raise ConversionError(f"{folder} {_other_format([folder / SAVED_MODEL])}")
+    if not is_hub_module(index):
+        names = listing(read_checkpoint(index)) if is_index(index) else "no variables that can be read"
+        raise ConversionError(f"{folder} is a SavedModel of no ELMo: it lacks {MODULE_TABLE}, and has {names}")
+    return index
+
+
 def _model_folder(folder: Path) -> Path:
     """The one folder with weights among all that was unpacked."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     kinds = (
         {path.parent for path in paths if _is_archived(path)},  # may have the HDF5 file that it was made from beside it
         {path.parent for path in paths if _begins_with(path, HDF5_SIGNATURE)},
-        {path.parent for path in paths if is_index(path) and not path.parent.with_name("saved_model.pb").exists()},
+        {path.parent for path in paths if is_index(path) and not path.parent.with_name(SAVED_MODEL).exists()},
+        {path.parent for path in paths if path.name == SAVED_MODEL},
     )
     folders = next(filter(None, kinds), set())
     names = listing(path.relative_to(folder) for path in paths)
@@ -397,10 +423,10 @@ def _begins_with(path: Path, signature: bytes) -> bool:
 def _other_format(paths: Iterable[Path]) -> str | None:
     """What a folder or an archive with these files is, if it is known and cannot be read."""
     files = {path.name: path for path in paths if path.is_file()}
-    if {"saved_model.pb", "tfhub_module.pb"} & files.keys():
+    if {SAVED_MODEL, "tfhub_module.pb"} & files.keys():
         return (
-            "is a SavedModel of TensorFlow's, as on TF-Hub, which is not read: give options.json with HDF5 weights, or "
-            "the checkpoint of bilm-tf's trainer"
+            "is a SavedModel of TensorFlow's, as on TF-Hub, that is not whole: it needs saved_model.pb, "
+            "variables/variables.index and the .data files beside that"
         )
     if {"encoder.pkl", "token_embedder.pkl"} <= files.keys():
         return "is an ELMoForManyLangs model: give its folder or a zip archive of it, and no other files"

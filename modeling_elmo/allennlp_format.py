@@ -38,9 +38,9 @@ LSTM_CELL = "RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell/"
 SOFTMAX = ("softmax/W", "softmax/b")
 # How the trainer's variables are called (`LanguageModel` of bilm/training.py), and how the published files call them.
 VARIABLE_NAMES = (
-    (r"^lm/", ""),
     (r"^(RNN_[01])/rnn/", r"\1/RNN/"),
     (r"/multi_rnn_cell/cell_(\d+)/", r"/MultiRNNCell/Cell\1/"),
+    (r"/rnn/lstm_cell/", "/lstm_cell/"),  # in models for inference, which run each layer by itself
     (r"/lstm_cell/kernel$", "/LSTMCell/W_0"),
     (r"/lstm_cell/bias$", "/LSTMCell/B"),
     (r"/lstm_cell/projection/kernel$", "/LSTMCell/W_P_0"),
@@ -115,15 +115,15 @@ def dataset_name(name: str) -> str:
     return name
 
 
-def from_variables(variables: Mapping[str, Data]) -> dict[str, Data]:
-    """The datasets among the variables of a trainer's checkpoint: those of its language model.
+def from_variables(variables: Mapping[str, Data], scope: str = "lm/") -> dict[str, Data]:
+    """The datasets among the variables of a checkpoint: those in the scope of the language model, the trainer's `lm/`.
 
     What the optimizer remembers of the variable `x` is called `x/Adagrad` or the like, and left out.
     """
     return {
-        dataset_name(name): data
+        dataset_name(name.removeprefix(scope)): data
         for name, data in variables.items()
-        if name.startswith("lm/") and name.rpartition("/")[0] not in variables
+        if name.startswith(scope) and name.rpartition("/")[0] not in variables
     }
 
 
@@ -292,6 +292,16 @@ def to_options(config: ElmoConfig) -> dict[str, Any]:
             "n_highway": config.num_highway_layers,
         }
     return options
+
+
+def usual_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Options for weights that come without any: what the published models with characters have in common, and how many
+    layers the shapes of the datasets tell."""
+    layers, highways = _lstm_sizes(shapes)["num_hidden_layers"], _cnn_sizes(shapes)["num_highway_layers"]
+    return {
+        "char_cnn": {"activation": "relu", "max_characters_per_token": 50, "n_highway": highways},
+        "lstm": {"cell_clip": 3.0, "n_layers": layers, "proj_clip": 3.0, "use_skip_connections": True},
+    }
 
 
 def _require(shapes: Mapping[str, tuple[int, ...]], name: str, dims: int) -> tuple[int, ...]:

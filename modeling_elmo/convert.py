@@ -1,7 +1,7 @@
 """Published ELMo weights to transformers folders and back: `python -m modeling_elmo.convert SRC DST`.
 
 `allennlp_format` tells the layout of AllenNLP's weights, `allennlp_files` reads and writes them, `allennlp_archive`
-reads those of its task models; `many_langs` reads ELMoForManyLangs.
+reads those of its task models, `tf_hub_module` those of TF-Hub; `many_langs` reads ELMoForManyLangs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from .allennlp_files import (
     ARCHIVED_WEIGHTS,
     LegacyElmo,
     LegacyFiles,
+    is_hub_module,
     open_source,
     read_allennlp,
     read_json,
@@ -35,6 +36,7 @@ from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
 from .model_card import converted_card, count_parameters
 from .modeling_elmo import ElmoModel
 from .publish import PublishError, check_destination, publish
+from .tf_hub_module import read_hub_module
 from .tokenization_elmo import ElmoTokenizer
 
 
@@ -73,8 +75,7 @@ def convert_from_allennlp(
     source = Path(src) if src else None
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
-            archived = files.weights and files.weights.name in ARCHIVED_WEIGHTS
-            legacy = read_archived(files) if archived else read_allennlp(files)
+            legacy = _read(files)
         _save(legacy, new_tokenizer(legacy), folder)
         _write_card(legacy, [source, *legacy.files], folder, {"repo_name": Path(dst).resolve().name, **card})
     return legacy
@@ -106,6 +107,14 @@ def convert_from_many_langs(
         files = [Path(src), *(Path(src, name) for name in (*WEIGHTS, "char.dic", "word.dic"))]
         _write_card(elmo, files, folder, {"repo_name": Path(dst).resolve().name, **card})
     return elmo
+
+
+def _read(files: LegacyFiles) -> LegacyElmo:
+    if files.weights and files.weights.name in ARCHIVED_WEIGHTS:
+        return read_archived(files)
+    if files.weights and is_hub_module(files.weights):
+        return read_hub_module(files)
+    return read_allennlp(files)
 
 
 def _save(elmo: LegacyElmo | ManyLangsElmo, tokenizer: ElmoTokenizer, folder: Path):
@@ -235,8 +244,8 @@ FOR_THE_HUB = ("language", "license", "push", "private")
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.convert",
-        description="Convert published ELMo weights (AllenNLP, bilm-tf and its checkpoints, NLPL, ELMoForManyLangs) to "
-        "a transformers folder, or back to AllenNLP's format.",
+        description="Convert published ELMo weights (AllenNLP, bilm-tf and its checkpoints, NLPL, TF-Hub, "
+        "ELMoForManyLangs) to a transformers folder, or back to AllenNLP's format.",
         usage="%(prog)s [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN] [--license NAME]\n"
         "    (SRC DST | --options FILE --weights FILE DST)\n%(prog)s [--overwrite] --to-allennlp SRC DST",
     )
