@@ -12,6 +12,7 @@ it was. The function `embed` does the same for texts in memory.
 
 import argparse
 import importlib.util
+import signal
 import sys
 import time
 from collections import Counter
@@ -383,11 +384,15 @@ def summary(arguments: argparse.Namespace, counts: dict[str, int], report: Readi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run the command; 0 for success. 2 for a mistake in the arguments or the files and 130 for Ctrl-C are told in one
+    line on stderr."""
     arguments = parse_arguments(argv)
     keep_freed_memory()
     try:
         run(arguments)
+    except KeyboardInterrupt:
+        print("stopped: parts that are whole were kept, and the same command goes on behind them", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (EmbeddingError, DataError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

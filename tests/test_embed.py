@@ -251,7 +251,7 @@ def test_hdf5_in_allennlps_layout(layers, dims, folder, corpus, tmp_path, model,
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.hdf5"], "no parts are left"
 
 
-def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch):
+def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch, capsys):
     options = ["--words_per_part", 30, "--words_per_batch", 20]
     assert run(folder, corpus, tmp_path / "whole", *options) == 0
     original, done = embed_module.embed_window, []
@@ -263,8 +263,10 @@ def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(embed_module, "embed_window", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, corpus, tmp_path / "out", *options)
+    assert run(folder, corpus, tmp_path / "out", *options) == 130
+    assert capsys.readouterr().err.endswith(
+        "parts that are whole were kept, and the same command goes on behind them\n"
+    )
     parts = sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
     assert parts == [f"part-{number:06}.parquet" for number in range(3)]
     assert run(folder, corpus, tmp_path / "out", *options) == 0
