@@ -109,7 +109,7 @@ def word_encoder_layout(config: ElmoConfig) -> Iterator[tuple[str, tuple[int, ..
 
 
 def dataset_name(name: str) -> str:
-    """The name in the published files of a variable of bilm-tf's trainer, or of a dataset that it wrote itself."""
+    """The name in the published files of one of bilm-tf's variables, without its scope, or of one of its datasets."""
     for pattern, replacement in VARIABLE_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
