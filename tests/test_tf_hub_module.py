@@ -63,8 +63,7 @@ def test_what_tensorflow_wrote(packed, tmp_path, dst, capsys):
         source = tmp_path / "module"
     assert main([str(source), str(dst)]) == 0
     assert "no options: taken are words of 50 characters, relu, clips at 3 and skip" in capsys.readouterr().err
-    expected = json.loads((WRITTEN / "expected.json").read_text())
-    sentences = [["The", "cat", "sat", "."], ["Naïve", "words", ",", "日本", "x" * 60, "!"], ["Hi"]]
+    sentences, expected = json.loads((WRITTEN / "expected.json").read_text()).values()
     model, tokenizer = ElmoModel.from_pretrained(dst).eval(), ElmoTokenizer.from_pretrained(dst)
     batch = tokenizer(sentences, is_split_into_words=True, padding=True, return_tensors="pt")
     with torch.no_grad():

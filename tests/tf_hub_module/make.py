@@ -147,7 +147,7 @@ def main():
         name: [row[: len(words)].tolist() for row, words in zip(values, SENTENCES, strict=False)]
         for name, values in found.items()
     }
-    (FOLDER / "expected.json").write_text(json.dumps(expected))
+    (FOLDER / "expected.json").write_text(json.dumps({"sentences": SENTENCES, "outputs": expected}))
 
 
 if __name__ == "__main__":
