@@ -94,6 +94,8 @@ class ElmoConfig(PreTrainedConfig):
         dropout: On each LSTM layer's input and on the top output before the softmax. Default: 0.1.
         chunk_size: Longest run of words that is worked on at once; bounds the memory of long texts and does not change
             the result. `None` works on all words at once. Default: 512.
+        initial_state: Texts begin in a state that is saved with the weights (`warm_state`), and not in zeros. Default:
+            `False`.
         scalar_mix_layer_norm: Normalise each layer before the weighted sum (equation 1). Default: `False`.
         mix_last_hidden_state: `last_hidden_state` is that sum, and not the top layer, for what reads nothing else of an
             encoder, such as `EncoderDecoderModel`. Default: `False`.
@@ -160,6 +162,7 @@ class ElmoConfig(PreTrainedConfig):
     forget_bias: float | int = 1.0
     dropout: float | int = 0.1
     chunk_size: int | None = 512
+    initial_state: bool = False
     scalar_mix_layer_norm: bool = False
     mix_last_hidden_state: bool = False
 

@@ -203,6 +203,12 @@ def read_transformers(src: Path) -> LegacyElmo:
     model, info = loaded
     if model.config.char_padding_id != PADDING:
         raise ConversionError(f"{src} spells words by dictionaries, for which the legacy format has no place")
+    if model.config.initial_state:
+        raise ConversionError(
+            f"{src} begins texts in a state of its own, for which the legacy format has no place: convert the model "
+            "that it was made from, or make one that begins in zeros (ElmoModel.from_pretrained(..., "
+            "initial_state=False).save_pretrained)"
+        )
     if missing := [name for name in info["missing_keys"] if "scalar_mix" not in name]:
         raise ConversionError(f"{src} lacks weights of the language model: {listing(missing)}")
     state_dict = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("scalar_mix.")}

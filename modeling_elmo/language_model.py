@@ -364,7 +364,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
             inputs_embeds: instead of `input_ids`, vectors of characters or words, as for `ElmoModel`.
             labels: (batch, words) ids in the LM vocabulary; -100 is not predicted.
-            state: the `state` of an earlier output. Default: zeros.
+            state: the `state` of an earlier output. Default: the one that texts begin in.
             reversed_input_ids: (batch, words, row_length), in lanes the backward stream.
             distinct_words: as for `ElmoModel`; in lanes of both streams: `reversed_input_ids` are places, too. On a GPU
                 nothing is checked then that the host would have to wait for.

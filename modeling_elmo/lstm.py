@@ -135,10 +135,12 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
             return packed_lstm(*tensors, batch_sizes, **bounds, chunk_size=self.chunk_size)
         return fused_lstm(*tensors, batch_sizes, **bounds, chunk_size=self.chunk_size, laid_out=self.laid_out)
 
-    def forward_padded(self, inputs: Tensor) -> Tensor:
-        """Outputs before the skip, of padded texts from zero states: (2, batch, words, projection_dim) twice."""
+    def forward_padded(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        """Outputs before the skip, (2, batch, words, projection_dim) as `inputs`: padded texts that begin in `hidden`
+        (2, batch, projection_dim) and `cell` (2, batch, lstm_dim)."""
         weights = self._weights(inputs)
-        return scan_lstm(inputs.to(weights[0].dtype), *weights, cell_clip=self.cell_clip, proj_clip=self.proj_clip)
+        tensors = (inputs.to(weights[0].dtype), *weights, hidden.to(weights[0].dtype), cell)
+        return scan_lstm(*tensors, cell_clip=self.cell_clip, proj_clip=self.proj_clip)
 
     def _weights(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_ih, W_hh, the bias with the forget bias, W_hr. Under autocast they are cast here once, not in each step."""
@@ -152,13 +154,24 @@ class ElmoLstmLayer(GradientCheckpointingLayer):
 
 
 class ElmoLstm(nn.Module):
-    """The stack of layers, with dropout on each layer's input and skips from layer 2 on."""
+    """The stack of layers, with dropout on each layer's input and skips from layer 2 on.
+
+    Attributes:
+        initial_hidden, initial_cell: with `config.initial_state` the state in which texts begin, as `ElmoState` has it
+            for a batch of 1; otherwise `None`, for zeros.
+    """
+
+    initial_hidden: Tensor | None
+    initial_cell: Tensor | None
 
     def __init__(self, config):
         super().__init__()
         self.dropout = config.dropout
         self.use_skip_connections = config.use_skip_connections
         self.layers = nn.ModuleList(ElmoLstmLayer(config) for _ in range(config.num_hidden_layers))
+        for name, width in (("initial_hidden", config.projection_dim), ("initial_cell", config.lstm_dim)):
+            shape = (config.num_hidden_layers, 2, 1, width)
+            self.register_buffer(name, torch.zeros(shape) if config.initial_state else None)
 
     def forward(self, inputs: Tensor, packing: Packing, state: ElmoState) -> tuple[list[Tensor], ElmoState]:
         """Run all layers over packed words.
@@ -185,18 +198,19 @@ class ElmoLstm(nn.Module):
         cell = torch.stack([cell[:, input_order] for _, cell in finals])
         return layers, ElmoState(hidden, cell)
 
-    def forward_padded(self, inputs: Tensor) -> list[Tensor]:
-        """All layers of padded texts, from zero states and without dropout, for export.
+    def forward_padded(self, inputs: Tensor, state: ElmoState) -> list[Tensor]:
+        """All layers of padded texts, without dropout, for export.
 
         Args:
             inputs: (2, batch, words, projection_dim), each direction in its reading order, padding behind.
+            state: the state before the first word.
 
         Returns:
             A list with one tensor of that shape for each layer.
         """
         layers = []
         for index, layer in enumerate(self.layers):
-            outputs = layer.forward_padded(inputs)
+            outputs = layer.forward_padded(inputs, state.hidden[index], state.cell[index])
             inputs = outputs + inputs if self.use_skip_connections and index > 0 else outputs
             layers.append(inputs)
         return layers

@@ -125,16 +125,18 @@ def packed_lstm(
 
 
 def scan_lstm(
-    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor,
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, weight_hr: Tensor, hidden: Tensor, cell: Tensor,
     *, cell_clip: float | None, proj_clip: float | None,
 ) -> Tensor:  # fmt: skip
-    """One layer, both directions, padded texts, from zero states; for export, since a loop in Python would be unrolled.
+    """One layer, both directions, padded texts; for export, since a loop in Python would be unrolled.
 
     What a direction reads behind a text's last word cannot change what came before. Weights and bounds are those of
     `packed_lstm`.
 
     Args:
         inputs: (2, batch, words, projection_dim), each direction in its reading order.
+        hidden: (2, batch, projection_dim), of the dtype of `inputs`.
+        cell: (2, batch, lstm_dim), at least float32.
 
     Returns:
         (2, batch, words, projection_dim) outputs before the skip.
@@ -155,11 +157,8 @@ def scan_lstm(
             hidden = hidden.clamp(-proj_clip, proj_clip)
         return (hidden, cell), hidden.clone()  # results of a scan must not share memory
 
-    hidden = from_inputs.new_zeros(2, inputs.shape[1], weight_hr.shape[2])
-    cell = from_inputs.new_zeros(
-        2, inputs.shape[1], weight_hr.shape[1], dtype=torch.promote_types(inputs.dtype, torch.float32)
-    )
-    _, outputs = scan(step, (hidden, cell), from_inputs.movedim(2, 0))
+    start = hidden.contiguous(), cell.contiguous()  # laid out as what a step returns, or scan refuses them
+    _, outputs = scan(step, start, from_inputs.movedim(2, 0))
     return outputs.movedim(0, 2)
 
 

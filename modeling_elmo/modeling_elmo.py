@@ -79,9 +79,9 @@ class ElmoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ElmoLstmLayer", "ElmoWordEncoder"]  # noqa: RUF012 - the type that transformers declares
     # The mix has initial values that are as good as any, and models for pretraining have none. Their softmax is of no
-    # use to other models.
+    # use to other models, nor has a state to begin in, where texts are to begin in zeros (`initial_state=False`).
     _keys_to_ignore_on_load_missing = [r"scalar_mix\."]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"scalar_mix\.", r"lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"scalar_mix\.", r"lm_head\.", r"lstm\.initial_"]  # noqa: RUF012
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.
@@ -110,6 +110,9 @@ class ElmoPreTrainedModel(PreTrainedModel):
             bound = math.sqrt(6 / (projection_dim + dim))
             init.uniform_(module.weight_hr, -bound, bound)
             init.zeros_(module.bias)
+        elif isinstance(module, ElmoLstm):
+            for buffer in module.buffers(recurse=False):  # of a state that no file has
+                init.zeros_(buffer)
         elif isinstance(module, ElmoScalarMix):
             init.zeros_(module.weights)
             init.ones_(module.gamma)
@@ -189,7 +192,7 @@ class ElmoModel(ElmoPreTrainedModel):
             token_type_ids: (batch, words), 0 for the first text of a pair and 1 for the second.
             inputs_embeds: instead of `input_ids`, (batch, words, max_word_length, char_embedding_dim) character
                 vectors, or (batch, words, projection_dim) word vectors for a model without characters.
-            state: the `state` of an earlier output. Default: zeros.
+            state: the `state` of an earlier output. Default: the one that texts begin in.
             output_hidden_states: whether to return all layers.
             distinct_words: (distinct, up to row_length) character ids of different words, the columns behind the
                 longest one left out or not; `input_ids` are then (batch, words) places among them. Fewer bytes, and no
@@ -207,7 +210,7 @@ class ElmoModel(ElmoPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if torch.compiler.is_exporting():
             if token_type_ids is not None or state is not None or distinct_words is not None:
-                raise ValueError("an exported ELMo encodes single texts from the zero state: leave out other arguments")
+                raise ValueError("an exported ELMo encodes single texts from their start: leave out other arguments")
             hidden_states = self.encode_padded(*self._check_inputs(input_ids, inputs_embeds, attention_mask))
         else:
             inputs, mask, packing = self.prepare(
@@ -237,7 +240,7 @@ class ElmoModel(ElmoPreTrainedModel):
         Args:
             inputs: (batch * words, ...) ids or vectors of words, padding included.
             packing: where the words are.
-            state: the state before the first word; zeros if `None`.
+            state: the state before the first word. Default: the one that texts begin in.
             reversed_inputs: (batch * words, ...) the backward direction's own stream, in the order in which it reads,
                 for pretraining on lanes. By default the backward direction reads `inputs` from the end.
             distinct_words: (distinct, up to row_length) character ids of different words, into which `inputs` and
@@ -270,7 +273,7 @@ class ElmoModel(ElmoPreTrainedModel):
         words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
         places = places_turned_around(mask)[..., None].expand_as(words)
         both = torch.stack([words, words.gather(1, places)])  # (2, batch, words, projection_dim)
-        layers = [both, *self.lstm.forward_padded(both)]
+        layers = [both, *self.lstm.forward_padded(both, self.initial_state(mask.shape[0], both))]
         return [torch.cat([ahead, back.gather(1, places)], dim=2) * mask[..., None] for ahead, back in layers]
 
     def word_vectors(self, words: Tensor, distinct_words: Tensor | None = None) -> Tensor:
@@ -399,14 +402,40 @@ class ElmoModel(ElmoPreTrainedModel):
             self._check_rows("distinct_words", distinct_words)
         return places
 
-    def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:
-        config = self.config
-        hidden_shape = (config.num_hidden_layers, 2, rows, config.projection_dim)
-        cell_shape = (config.num_hidden_layers, 2, rows, config.lstm_dim)
+    def initial_state(self, rows: int, like: Tensor) -> ElmoState:
+        """The state in which `rows` texts begin; the device of `like`, and of the hidden state the dtype."""
+        hidden_shape, cell_shape = self._state_shapes(rows)
         cell_dtype = torch.promote_types(like.dtype, torch.float32)
-        if state is None:
+        hidden, cell = self.lstm.initial_hidden, self.lstm.initial_cell
+        if hidden is None or cell is None:
             return ElmoState(like.new_zeros(hidden_shape), like.new_zeros(cell_shape, dtype=cell_dtype))
+        hidden, cell = hidden.to(like.device, like.dtype), cell.to(like.device, cell_dtype)
+        return ElmoState(hidden.expand(hidden_shape), cell.expand(cell_shape))
+
+    def set_initial_state(self, state: ElmoState | None):
+        """Let texts begin in a state, such as that of `warm_state`, which is saved with the weights.
+
+        Args:
+            state: with a batch of 1; `None` for zeros.
+
+        Raises:
+            ValueError: a state of another shape.
+        """
+        if state is not None:
+            state = ElmoState(*(tensor.clone() for tensor in self._check_state(state, 1, self.lstm.layers[0].bias)))
+        self.lstm.initial_hidden, self.lstm.initial_cell = state or (None, None)
+        self.config.initial_state = state is not None
+
+    def _state_shapes(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        layers, config = self.config.num_hidden_layers, self.config
+        return (layers, 2, rows, config.projection_dim), (layers, 2, rows, config.lstm_dim)
+
+    def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:
+        if state is None:
+            return self.initial_state(rows, like)
         hidden, cell = state
+        hidden_shape, cell_shape = self._state_shapes(rows)
+        cell_dtype = torch.promote_types(like.dtype, torch.float32)
         if hidden.shape != hidden_shape or cell.shape != cell_shape:
             raise ValueError(
                 f"state must hold (layers, directions, batch, width) = {hidden_shape} and {cell_shape}, "

@@ -4,7 +4,7 @@
     python -m modeling_elmo.perplexity my-elmo 'news/*.gz' --pre_tokenized --json
     python -m modeling_elmo.perplexity my-elmo heldout.txt --per_sentence scores.jsonl
 
-A line of the text is a sentence. Each is read on its own from the zero state, as texts are encoded; the evaluation in
+A line of the text is a sentence. Each is read on its own, from the state in which texts begin; the evaluation in
 pretraining carries the state from sentence to sentence instead, and so its perplexity is another one. The forward
 direction predicts w1 .. wn `</S>`, the backward one wn .. w1 `<S>` (Peters et al. 2018, section 3.1), over the whole
 vocabulary. The perplexity of both is exp of their mean loss, as the paper has it. Out-of-vocabulary words are `<UNK>`

@@ -277,14 +277,15 @@ class Pretrainer:
         return output.word_losses.detach().mean(2)
 
     def reset_lanes(self, index: int):
-        """Set the state of some lanes to zero, as the batch's number decides."""
+        """Let some lanes begin anew, as the batch's number decides."""
         probability = self.args.state_reset_probability
         if self.state is None or not probability:
             return
         self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
         chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[self.mine] < probability  # (lanes,)
         chosen = chosen.to(self.accelerator.device, non_blocking=True)[:, None]
-        self.state = ElmoState(*(tensor.masked_fill(chosen, 0) for tensor in self.state))
+        new = self.accelerator.unwrap_model(self.model).elmo.initial_state(len(chosen), self.state.hidden)
+        self.state = ElmoState(*(torch.where(chosen, start, kept) for start, kept in zip(new, self.state, strict=True)))
 
     def finish_gradients(self) -> Tensor:
         """Share the gradients that DDP leaves alone, and clip all; returns their norm before, ()."""

@@ -53,27 +53,28 @@ def test_the_scan_is_the_naive_lstm(tiny_config):
     model = make_model(tiny_config, cell_clip=0.2, proj_clip=0.1)
     layer = model.lstm.layers[0]
     inputs = torch.randn(2, 3, 7, 6)
-    outputs = layer.forward_padded(inputs)
+    hidden, cell = torch.randn(2, 3, 6), torch.randn(2, 3, 12)
+    outputs = layer.forward_padded(inputs, hidden, cell)
     for side in (0, 1):
         for row in range(3):
             weights = [weight[side] for weight in (layer.weight_ih, layer.weight_hh, layer.bias, layer.weight_hr)]
             expected, _, _ = naive_lstm(
                 inputs[side, row],
                 *weights,
-                torch.zeros(6),
-                torch.zeros(12),
+                hidden[side, row],
+                cell[side, row],
                 cell_clip=0.2,
                 proj_clip=0.1,
                 forget_bias=1.0,
             )
             torch.testing.assert_close(outputs[side, row], expected, rtol=0, atol=1e-6)
-    assert scan_lstm(inputs, *layer._weights(inputs), cell_clip=None, proj_clip=None).abs().max() > 0.1
+    assert scan_lstm(inputs, *layer._weights(inputs), hidden, cell, cell_clip=None, proj_clip=None).abs().max() > 0.1
 
 
 def test_what_an_export_cannot_do_is_told(tiny_config):
     model = make_model(tiny_config)
     batch = ElmoTokenizer()(["a"], ["b"], return_tensors="pt")
-    with pytest.raises(Exception, match="encodes single texts from the zero state"):
+    with pytest.raises(Exception, match="encodes single texts from their start"):
         torch.export.export(model, (), dict(batch))
 
 

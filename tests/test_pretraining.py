@@ -17,6 +17,7 @@ from modeling_elmo.checkpoints import check, checkpoints_of
 from modeling_elmo.corpus import Corpus, write_corpus
 from modeling_elmo.evaluation import evaluate
 from modeling_elmo.lanes import TypeTable
+from modeling_elmo.lstm import ElmoState
 from modeling_elmo.pretraining import Pretrainer, seed_of
 from modeling_elmo.text_files import ReadingReport
 
@@ -264,6 +265,17 @@ def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_dir
     trainer.optimizer_step()
     trainer.optimizer_step()
     assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 4
+
+
+def test_lanes_that_are_reset_begin_as_texts_do(folder, tmp_path):
+    trainer = Pretrainer(parse_arguments(PretrainingArguments, flags(folder, tmp_path, state_reset_probability=1.0)))
+    trainer.start_log()
+    trainer.optimizer_step()
+    elmo, lanes = trainer.model.elmo, trainer.lanes.num_lanes
+    elmo.set_initial_state(ElmoState(*(torch.randn_like(tensor[:, :, :1]) for tensor in trainer.state)))
+    trainer.reset_lanes(1)
+    for tensor, kept in zip(trainer.state, (elmo.lstm.initial_hidden, elmo.lstm.initial_cell), strict=True):
+        torch.testing.assert_close(tensor, kept.expand(-1, -1, lanes, -1), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.3, 10, 60), (1.0, 144, 144)])
