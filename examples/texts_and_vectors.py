@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo.arguments import ArgumentsError
+from modeling_elmo.commands import run_command
 from modeling_elmo.embed import embed
 from modeling_elmo.embedding_files import EmbeddingError
 from modeling_elmo.finetuning_report import aligned
@@ -23,20 +24,18 @@ from modeling_elmo.text_files import DataError, ReadingReport, find_files, read_
 
 
 def run(example: Callable[[Any], object], arguments: Any) -> int:
-    """Run an example; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run an example; its exit code is that of `run_command`."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    try:
-        example(arguments)
-    except (ArgumentsError, DataError, EmbeddingError, OSError) as error:
-        message = str(error)
-    except ImportError as error:
-        message = f"{error}: pip install 'modeling-elmo[examples]'"
-    else:
-        return 0
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    return 2
+
+    def run_with_extras():
+        try:
+            example(arguments)
+        except ImportError as error:
+            raise ArgumentsError(f"{error}: pip install 'modeling-elmo[examples]'") from error
+
+    return run_command(run_with_extras, ArgumentsError, DataError, EmbeddingError)
 
 
 # --- Texts -------------------------------------------------------------------------------------------------------

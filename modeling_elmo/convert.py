@@ -31,6 +31,7 @@ from .allennlp_files import (
 )
 from .allennlp_format import ConversionError, ConversionWarning, listing
 from .char_rows import PADDING
+from .commands import run_command
 from .language_model import ElmoForPreTraining
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
 from .model_card import converted_card, count_parameters
@@ -279,33 +280,33 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
-    arguments = parse_arguments(argv)
+def run(arguments: argparse.Namespace):
+    """Convert, tell, and publish if that was asked for."""
     src, dst = [None, *arguments.paths][-2:]
+    files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
+    card = {"language": arguments.language, "license": arguments.license}
+    if arguments.push:
+        card["repo_name"] = check_destination(arguments.push)
+    converted: LegacyElmo | ManyLangsElmo
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConversionWarning)
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        if arguments.to_allennlp:
+            converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
+        elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
+            converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **card)
+        else:
+            converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **card)
+    print(summary(converted, src, dst, arguments.to_allennlp))
+    if arguments.push:
+        print(f"pushed {publish(dst, card['repo_name'], arguments.private)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code is that of `run_command`."""
+    arguments = parse_arguments(argv)
     disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", ConversionWarning)
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
-            card = {"language": arguments.language, "license": arguments.license}
-            if arguments.push:
-                card["repo_name"] = check_destination(arguments.push)
-            converted: LegacyElmo | ManyLangsElmo
-            if arguments.to_allennlp:
-                converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
-            elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
-                converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **card)
-            else:
-                converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **card)
-        print(summary(converted, src, dst, arguments.to_allennlp))
-        if arguments.push:
-            print(f"pushed {publish(dst, card['repo_name'], arguments.private)}")
-    except (ConversionError, PublishError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(arguments), ConversionError, PublishError)
 
 
 def summary(converted: LegacyElmo | ManyLangsElmo, src: str | None, dst: str, to_allennlp: bool) -> str:

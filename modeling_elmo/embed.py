@@ -12,7 +12,6 @@ it was. The function `embed` does the same for texts in memory.
 
 import argparse
 import importlib.util
-import signal
 import sys
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .char_rows import cut_rows
+from .commands import run_command
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
@@ -384,19 +384,11 @@ def summary(arguments: argparse.Namespace, counts: dict[str, int], report: Readi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success. 2 for a mistake in the arguments or the files and 130 for Ctrl-C are told in one
-    line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
     keep_freed_memory()
-    try:
-        run(arguments)
-    except KeyboardInterrupt:
-        print("stopped: parts that are whole were kept, and the same command goes on behind them", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (EmbeddingError, DataError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    stopped = "stopped: parts that are whole were kept, and the same command goes on behind them"
+    return run_command(lambda: run(arguments), EmbeddingError, DataError, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .commands import run_command
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
@@ -165,14 +166,9 @@ def run(arguments: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
-    try:
-        run(arguments)
-    except (ExportError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(arguments), ExportError)
 
 
 if __name__ == "__main__":

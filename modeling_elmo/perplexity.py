@@ -36,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .commands import run_command
 from .configuration_elmo import ElmoConfig
 from .embed import batches, windows
 from .freed_memory import keep_freed_memory
@@ -418,15 +419,10 @@ def run(arguments: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
     keep_freed_memory()
-    try:
-        run(arguments)
-    except (PerplexityError, DataError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(arguments), PerplexityError, DataError)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from .commands import run_command
+
 # Patterns of paths, in which `*` stands for folders too.
 LEFT_OUT = [
     *("checkpoint-*", "unfinished-*", "_*", ".*", "*.tmp"),
@@ -102,7 +104,7 @@ def _explain(error: Exception, repo_id: str, endpoint: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for what cannot be published, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.publish",
         description=__doc__,
@@ -112,13 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("repo_id", help="where it goes on the Hub, as in me/my-elmo")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run():
         repo_id = check_destination(arguments.repo_id)
         print(f"published {publish(arguments.folder, repo_id, arguments.private)}")
-    except PublishError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(run, PublishError)
 
 
 if __name__ == "__main__":

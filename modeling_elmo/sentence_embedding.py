@@ -7,15 +7,14 @@
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from .commands import new_folder, run_command
 from .configuration_elmo import ElmoConfig
 
 POOLINGS = ("mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens")
@@ -66,7 +65,7 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_elmo.sentence_embedding",
         description=__doc__,
@@ -81,19 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.layer != "scalar_mix" and not arguments.layer.lstrip("-").isdecimal():
         parser.error(f"--layer must be scalar_mix or the number of a layer, not {arguments.layer!r}")
-    try:
-        if arguments.folder.exists():
-            raise SentenceEmbeddingError(f"{arguments.folder} exists: choose another folder")
-        made = make_sentence_transformer(arguments.model, arguments.layer, arguments.pooling)
-        arguments.folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{arguments.folder.name}.", dir=arguments.folder.parent) as scratch:
-            made.save(os.path.join(scratch, "new"))
-            Path(scratch, "new").rename(arguments.folder)
-    except (SentenceEmbeddingError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(f"wrote {arguments.folder}: SentenceTransformer({str(arguments.folder)!r}, trust_remote_code=True) loads it")
-    return 0
+
+    def run():
+        with new_folder(arguments.folder) as folder:
+            make_sentence_transformer(arguments.model, arguments.layer, arguments.pooling).save(str(folder))
+        told = f"SentenceTransformer({str(arguments.folder)!r}, trust_remote_code=True) loads it"
+        print(f"wrote {arguments.folder}: {told}")
+
+    return run_command(run, SentenceEmbeddingError)
 
 
 if __name__ == "__main__":

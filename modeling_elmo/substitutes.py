@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from .perplexity import PerplexityError, load
+from .commands import run_command
+from .perplexity import load
 from .tokenization_elmo import ElmoTokenizer
 from .word_prediction import Substitutes, find_substitutes
 
@@ -84,14 +85,9 @@ def run(arguments: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the input, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
-    try:
-        run(arguments)
-    except (PerplexityError, ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(arguments), ValueError)
 
 
 if __name__ == "__main__":

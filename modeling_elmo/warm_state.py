@@ -11,7 +11,6 @@ any order.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from .commands import new_folder, run_command
 from .configuration_elmo import ElmoConfig
 from .embed import distinct_batch
 from .language_model import ElmoForPreTraining
@@ -107,33 +107,23 @@ def load(name: str) -> tuple[Any, ElmoTokenizer]:
         raise WarmStateError(f"{name} has no ELMo model with its tokenizer: {error}") from error
 
 
-def write(model: ElmoModel | ElmoForPreTraining, tokenizer: ElmoTokenizer, card: str, folder: Path):
-    """Write a folder, which appears when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new = Path(scratch, "new")
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        (new / "README.md").write_text(card, encoding="utf-8")
-        new.rename(folder)
-
-
 def run(arguments: argparse.Namespace):
     """Make the state, and write the model with it."""
-    if arguments.folder.exists():
-        raise WarmStateError(f"{arguments.folder} exists: choose another folder")
-    files = find_files(arguments.text)
-    model, tokenizer = load(arguments.model)
-    report = ReadingReport()
-    lines = islice((line for line in read_lines(files, report) if line.strip()), arguments.max_sentences)
-    sentences = [line.split() if arguments.pre_tokenized else tokenizer.split_words(line) for line in lines]
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    elmo = model.elmo if isinstance(model, ElmoForPreTraining) else model
-    elmo.set_initial_state(warm_state(elmo, tokenizer, sentences, progress=True))
-    card = Path(arguments.model, "README.md")
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {arguments.folder.name}\n"
-    read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
-    write(model, tokenizer, f"{text}\n## Initial state\n\n{CARD.format(read=read)}\n", arguments.folder)
+    report, files = ReadingReport(), find_files(arguments.text)
+    with new_folder(arguments.folder) as folder:
+        model, tokenizer = load(arguments.model)
+        lines = islice((line for line in read_lines(files, report) if line.strip()), arguments.max_sentences)
+        sentences = [line.split() if arguments.pre_tokenized else tokenizer.split_words(line) for line in lines]
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        elmo = model.elmo if isinstance(model, ElmoForPreTraining) else model
+        elmo.set_initial_state(warm_state(elmo, tokenizer, sentences, progress=True))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        card = Path(arguments.model, "README.md")
+        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {arguments.folder.name}\n"
+        read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
+        told = f"{text}\n## Initial state\n\n{CARD.format(read=read)}\n"
+        (folder / "README.md").write_text(told, encoding="utf-8")
     for problem in report.problems():
         print(problem, file=sys.stderr)
     print(f"{arguments.folder}: texts begin in the mean state behind {read}")
@@ -161,15 +151,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 2 for a mistake in the arguments or the files, told in one line on stderr."""
+    """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
     disable_progress_bar()
-    try:
-        run(arguments)
-    except (WarmStateError, DataError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(arguments), WarmStateError, DataError)
 
 
 if __name__ == "__main__":

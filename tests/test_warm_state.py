@@ -174,3 +174,14 @@ def test_the_legacy_format_has_no_place_for_it(saved, tmp_path):
     with pytest.raises(ConversionError, match="begins texts in a state of its own"):
         convert_to_allennlp(saved / "warm", tmp_path / "legacy")
     assert not (tmp_path / "legacy").exists()
+
+
+def test_ctrl_c_leaves_nothing(saved, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_elmo.warm_state.warm_state", stop)
+    before = sorted(saved.iterdir())
+    assert main([str(saved / "elmo"), str(saved / "text.txt"), str(saved / "new")]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped"
+    assert sorted(saved.iterdir()) == before

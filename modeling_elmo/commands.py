@@ -1,0 +1,45 @@
+"""How commands end: mistakes told in one line, and folders whole or not there."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: str = "stopped") -> int:
+    """The exit code of a command: 0 for success, 2 for a mistake, 130 for Ctrl-C, which are told in a line on stderr.
+
+    Args:
+        run: what the command does.
+        mistakes: exceptions whose message is meant for the user; `OSError` is always one.
+        stopped: what is told after Ctrl-C.
+    """
+    to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError)
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 128 + signal.SIGINT
+    except to_be_told as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place if the block ends without an error.
+
+    Raises:
+        FileExistsError: `folder` is there already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch, "new")
+        new.mkdir()
+        yield new
+        new.rename(folder)
