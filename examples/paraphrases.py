@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from search import build_index
-from texts_and_vectors import centred, layer_choice, layer_names, read_columns, read_texts, run, table, text_vectors
+from texts_and_vectors import add_vector_flags, centred, layer_names, read_columns, read_texts, run, table, text_vectors
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -123,14 +123,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub name of an ELMo")
     parser.add_argument("data", nargs="+", help="text file or table; with --evaluate tables of pairs")
-    parser.add_argument("--column", help="column of texts in a table")
+    add_vector_flags(parser)
     parser.add_argument("--pairs", type=int, default=20, help="pairs to show; default 20")
-    parser.add_argument(
-        "--layers", type=layer_choice, default=1, help="mix, top, average or the number of a layer; default 1"
-    )
-    parser.add_argument("--centre", action="store_true", help="take the mean of all texts and the first components off")
-    parser.add_argument("--components", type=int, default=3, help="how many components; default 3")
-    parser.add_argument("--index", default="Flat", help="as for faiss.index_factory, such as HNSW32; default Flat")
     parser.add_argument("--evaluate", action="store_true", help="measure on pairs with labels instead")
     parser.add_argument("--label_column", default="label", help="with --evaluate: column of labels; default label")
     arguments = parser.parse_args(argv)

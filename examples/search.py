@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from textwrap import shorten
 
 import numpy as np
-from texts_and_vectors import centred, layer_choice, layer_names, read_columns, read_texts, run, table, text_vectors
+from texts_and_vectors import add_vector_flags, centred, layer_names, read_columns, read_texts, run, table, text_vectors
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -180,22 +180,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="folder or Hub name of an ELMo")
     parser.add_argument("data", help="text file or table to search, or with --evaluate a table of questions and texts")
     parser.add_argument("query", nargs="*", help="what to search for")
-    parser.add_argument("--column", help="column of texts in a table; with --evaluate: context")
+    add_vector_flags(parser)
     parser.add_argument("--top_k", type=int, default=5, help="sentences to show for each query; default 5")
-    parser.add_argument(
-        "--layers", type=layer_choice, default=1, help="mix, top, average or the number of a layer; default 1"
-    )
-    parser.add_argument(
-        "--centre", action="store_true", help="take the mean of the corpus and its first components off all vectors"
-    )
-    parser.add_argument("--components", type=int, default=3, help="how many of them; default 3")
     parser.add_argument(
         "--query_sample", help="file of texts like the queries: with --centre, what is taken off the queries is theirs"
     )
-    parser.add_argument("--index", default="Flat", help="as for faiss.index_factory, such as HNSW32; default Flat")
     parser.add_argument("--misspell", action="store_true", help="ask each query again with typos in it")
     parser.add_argument("--seed", type=int, default=0, help="of the typos")
-    parser.add_argument("--evaluate", action="store_true", help="measure recall instead")
+    parser.add_argument("--evaluate", action="store_true", help="measure recall instead; its column of texts: context")
     parser.add_argument("--query_column", default="question", help="column of queries in a table; default question")
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1 or arguments.components < 0:

@@ -99,6 +99,19 @@ def layer_choice(text: str) -> str | int:
     return int(text)
 
 
+def add_vector_flags(parser: argparse.ArgumentParser):
+    """Flags of what compares texts: their column, their vectors, and the index that these are looked up in."""
+    parser.add_argument("--column", help="column of texts in a table")
+    parser.add_argument(
+        "--layers", type=layer_choice, default=1, help="mix, top, average or the number of a layer; default 1"
+    )
+    parser.add_argument(
+        "--centre", action="store_true", help="take the mean of all texts and the first components off their vectors"
+    )
+    parser.add_argument("--components", type=int, default=3, help="how many of them; default 3")
+    parser.add_argument("--index", default="Flat", help="as for faiss.index_factory, such as HNSW32; default Flat")
+
+
 def text_vectors(texts: Sequence[str], model: ElmoModel, tokenizer: ElmoTokenizer, layers: str | int = "all") -> Tensor:
     """The mean of each text's words: (texts, hidden_size), with `layers="all"` (layers + 2, texts, hidden_size): each
     layer, and behind them the average of all."""
