@@ -346,7 +346,7 @@ def bench_training(options: argparse.Namespace, folder: Path):
         for cudnn, trainer in trainers.items():
             speeds[cudnn] = trainer.words_per_step / median(times[cudnn])
             trainer.batches.close()
-            trainer._unlock()
+            trainer.folder.unlock()
         memory = torch.cuda.max_memory_allocated() / 2**30
         ratio = speeds[False] / speeds[True]
         print(f"{lanes:5} {speeds[False]:13,.0f} {speeds[True]:14,.0f} {ratio:5.2f}x {memory:6.1f}", flush=True)
@@ -371,7 +371,7 @@ def bench_profile(options: argparse.Namespace, folder: Path):
     print(averages.table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
     print(averages.table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60))
     trainer.batches.close()
-    trainer._unlock()
+    trainer.folder.unlock()
 
 
 def bench_embedding(options: argparse.Namespace, rounds: int):

@@ -6,7 +6,6 @@ processes) and dropout (another one in each). So a run that is resumed goes on e
 
 import math
 import os
-import shutil
 import signal
 import time
 import warnings
@@ -19,13 +18,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .arguments import ArgumentsError, PretrainingArguments
 from .checkpoints import (
-    UNFINISHED,
     CheckpointError,
     compare_facts,
     find_checkpoint,
@@ -38,6 +35,7 @@ from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
+from .output_folder import OutputFolder
 from .processes import any_process, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead
@@ -48,7 +46,6 @@ from .training_log import TrainingLog
 from .training_model import make_model, make_optimizer, make_schedule, start_from_frequencies
 from .training_text import read_text
 
-LOCK_FILE = ".lock"
 # Several processes ask each other so often whether one was told to stop.
 STEPS_BETWEEN_STOP_CHECKS = 5
 # Batches that are made while a GPU works. On a processor the model itself has all threads.
@@ -118,8 +115,9 @@ class Pretrainer:
         if missing:
             raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
         self.is_main = self.accelerator.is_main_process
-        self.lock = FileLock(self.output_dir / LOCK_FILE)
-        on_main(self.accelerator, self._claim_output_dir)
+        resumes, overwrite = args.resume_from_checkpoint is not None, args.overwrite_output_dir
+        self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite)
+        on_main(self.accelerator, self.folder.claim)
         self.checkpoint = None
         if args.resume_from_checkpoint is not None:
             self.checkpoint = find_checkpoint(self.accelerator, args.resume_from_checkpoint, self.output_dir)
@@ -133,41 +131,9 @@ class Pretrainer:
         self.evaluated_at = -1
         self.gradient_bytes = 0
         self.stopped_by: int | None = None
-        on_main(self.accelerator, self._clear_output_dir)
+        on_main(self.accelerator, self.folder.clear)
         if args.report_to:
             self.accelerator.init_trackers("tracker", config={k: str(v) for k, v in args.changed().items()})
-
-    def _files_of_other_runs(self) -> list[Path]:
-        folder = self.output_dir
-        return [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
-
-    def _claim_output_dir(self):
-        """Make sure that nothing of another run is lost or mixed up with this one. Called in the main process."""
-        args, folder = self.args, self.output_dir
-        is_free = args.overwrite_output_dir or args.resume_from_checkpoint is not None
-        if (folder.exists() and not folder.is_dir()) or (self._files_of_other_runs() and not is_free):
-            raise ArgumentsError(
-                f"{folder} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
-                "delete what is there with --overwrite_output_dir"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise ArgumentsError(f"another run is writing into {folder}: wait for it, or choose another") from None
-        except OSError as error:
-            raise ArgumentsError(f"cannot write into {folder}: {error}") from error
-
-    def _clear_output_dir(self):
-        """Delete an earlier run, or what a killed one left half-done; not before all else was found in order."""
-        for path in self._files_of_other_runs():
-            if self.args.resume_from_checkpoint is None or path.name.startswith(UNFINISHED):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _unlock(self):
-        if self.lock.is_locked:
-            Path(self.lock.lock_file).unlink(missing_ok=True)
-            self.lock.release()
 
     def _set_up_lanes(self):
         args, processes = self.args, self.accelerator.num_processes
@@ -342,7 +308,7 @@ class Pretrainer:
             CheckpointError: a checkpoint, the log or the finished model could not be read or written.
         """
         with ExitStack() as stack:
-            stack.callback(self._unlock)
+            stack.callback(self.folder.unlock)
             if self.checkpoint is not None:
                 self.resume()
             self.start_log()

@@ -85,7 +85,7 @@ def test_nothing_waits_for_the_gpu_within_a_batch(trainer_of, precision):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     trainer.batches.close()
-    trainer._unlock()
+    trainer.folder.unlock()
 
 
 def test_training_goes_down_in_bfloat16(trainer_of):
@@ -96,7 +96,7 @@ def test_training_goes_down_in_bfloat16(trainer_of):
         losses.append(float(trainer.log.losses[-1].mean()))
     assert losses[-1] < losses[0] - 0.5
     trainer.batches.close()
-    trainer._unlock()
+    trainer.folder.unlock()
 
 
 def test_read_ahead_batches_resume_where_the_last_one_was_taken(trainer_of):
@@ -106,11 +106,11 @@ def test_read_ahead_batches_resume_where_the_last_one_was_taken(trainer_of):
         trainer.micro_step(step)
         positions.append(trainer.position.taken.copy())
     trainer.batches.close()
-    trainer._unlock()
+    trainer.folder.unlock()
     other = trainer_of("other")
     for step in range(3):
         _, position = other.lanes.read(other.position, other.args.unroll_steps, other.mine)
         other.position = position
         assert (position.taken == positions[step + 1]).all()
     other.batches.close()
-    other._unlock()
+    other.folder.unlock()

@@ -1,0 +1,63 @@
+"""The folder that a run writes into: nothing of another run is lost in it or mixed up with it."""
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .arguments import ArgumentsError
+from .checkpoints import UNFINISHED
+
+LOCK_FILE = ".lock"
+
+
+class OutputFolder:
+    """A run's folder, for the main process.
+
+    Args:
+        path: the folder; it is made by `claim`.
+        resumes: whether the run goes on from a checkpoint, so that what is there stays.
+        overwrite: whether an earlier run may be deleted.
+    """
+
+    def __init__(self, path: Path, *, resumes: bool, overwrite: bool):
+        self.path = path
+        self.resumes = resumes
+        self.overwrite = overwrite
+        self.lock = FileLock(path / LOCK_FILE)
+
+    def claim(self):
+        """Make the folder and lock it.
+
+        Raises:
+            ArgumentsError: it holds something else, another run is writing into it, or it cannot be written into.
+        """
+        if (self.path.exists() and not self.path.is_dir()) or (
+            self._files_of_other_runs() and not (self.resumes or self.overwrite)
+        ):
+            raise ArgumentsError(
+                f"{self.path} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
+                "delete what is there with --overwrite_output_dir"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise ArgumentsError(f"another run is writing into {self.path}: wait for it, or choose another") from None
+        except OSError as error:
+            raise ArgumentsError(f"cannot write into {self.path}: {error}") from error
+
+    def clear(self):
+        """Delete an earlier run, or what a killed one left half-done; not before all else was found in order."""
+        for path in self._files_of_other_runs():
+            if not self.resumes or path.name.startswith(UNFINISHED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def unlock(self):
+        """Let others write into it."""
+        if self.lock.is_locked:
+            Path(self.lock.lock_file).unlink(missing_ok=True)
+            self.lock.release()
+
+    def _files_of_other_runs(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != LOCK_FILE] if self.path.is_dir() else []
