@@ -29,17 +29,19 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the block ends without an error.
 
     Raises:
-        FileExistsError: `folder` is there already.
+        FileExistsError: `folder` is there already, and is not to be replaced.
     """
-    if folder.exists():
+    if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new = Path(scratch, "new")
+        new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
+        if folder.exists():
+            folder.rename(old)
         new.rename(folder)

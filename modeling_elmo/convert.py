@@ -6,7 +6,6 @@ reads those of its task models, `tf_hub_module` those of TF-Hub; `many_langs` re
 
 import argparse
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from .allennlp_files import (
 )
 from .allennlp_format import ConversionError, ConversionWarning, listing
 from .char_rows import PADDING
-from .commands import run_command
+from .commands import new_folder, run_command
 from .language_model import ElmoForPreTraining
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
 from .model_card import converted_card, count_parameters
@@ -221,7 +220,7 @@ def read_transformers(src: Path) -> LegacyElmo:
 
 @contextmanager
 def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> Iterator[Path]:
-    """An empty folder beside `dst` that takes its place if the block ends without an error."""
+    """`new_folder`, which may replace an earlier result if `overwrite` says so, and never holds a source."""
     dst = dst.resolve()
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         if any(source and source.resolve().is_relative_to(dst) for source in sources):
@@ -232,14 +231,8 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
             )
         if not (dst / "config.json").is_file() and not (dst / "options.json").is_file():
             raise ConversionError(f"{dst} does not look like an earlier result and is not replaced: remove it yourself")
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dst.name}.", dir=dst.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        if dst.exists():
-            dst.rename(old)
-        new.rename(dst)
+    with new_folder(dst, replace=True) as folder:
+        yield folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------
