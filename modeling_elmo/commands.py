@@ -1,11 +1,20 @@
-"""How commands end: mistakes told in one line, and folders whole or not there."""
+"""What commands share: their help, mistakes told in one line, and folders whole or not there."""
 
+import argparse
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m modeling_elmo.MODULE`, whose help is the module's docstring as it stands."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        f"python -m modeling_elmo.{module}", description=description, formatter_class=formatter
+    )
 
 
 def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: str = "stopped") -> int:

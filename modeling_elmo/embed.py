@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .char_rows import cut_rows
-from .commands import run_command
+from .commands import command_parser, run_command
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
 from .modeling_elmo import ElmoModel
@@ -244,9 +244,7 @@ def pool(vectors: Tensor, pooling: str | None) -> Tensor:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("embed", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo model with its tokenizer")
     parser.add_argument(
         "input", help="text files (a sentence a line, also compressed, and patterns), or .parquet, .jsonl, .csv"

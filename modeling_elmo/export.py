@@ -26,7 +26,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .commands import run_command
+from .commands import command_parser, run_command
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
@@ -135,11 +135,7 @@ def check(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path, rounds: 
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo; of one with a head, the biLM is exported")
     parser.add_argument("file", type=Path, help="the ONNX file to write")
     parser.add_argument("--check", action="store_true", help="compare with torch in onnxruntime")

@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .commands import run_command
+from .commands import command_parser, run_command
 from .configuration_elmo import ElmoConfig
 from .embed import batches, windows
 from .freed_memory import keep_freed_memory
@@ -299,11 +299,7 @@ def reading_streams(tokenizer: ElmoTokenizer, sentences: list[list[str]]) -> dic
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.perplexity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("perplexity", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ElmoForPreTraining with its tokenizer")
     parser.add_argument("text", nargs="+", help="text files (a sentence a line, also .gz, .parquet, patterns)")
     parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")

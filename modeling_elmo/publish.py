@@ -4,7 +4,6 @@ For folders that `train.py`, `modeling_elmo.convert` or a fine-tuning script lef
 plots go there; checkpoints, caches, logs and predictions stay. `hf auth login`, or HF_TOKEN, gives the token.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .commands import run_command
+from .commands import command_parser, run_command
 
 # Patterns of paths, in which `*` stands for folders too.
 LEFT_OUT = [
@@ -105,11 +104,7 @@ def _explain(error: Exception, repo_id: str, endpoint: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is that of `run_command`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("publish", __doc__)
     parser.add_argument("folder", help="a finished folder")
     parser.add_argument("repo_id", help="where it goes on the Hub, as in me/my-elmo")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")

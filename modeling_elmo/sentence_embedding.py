@@ -6,7 +6,6 @@
 `SentenceTransformer("my-sentence-elmo", trust_remote_code=True)` then loads it, without this package too.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .commands import new_folder, run_command
+from .commands import command_parser, new_folder, run_command
 from .configuration_elmo import ElmoConfig
 
 POOLINGS = ("mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens")
@@ -66,11 +65,7 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is that of `run_command`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.sentence_embedding",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("sentence_embedding", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo")
     parser.add_argument("folder", type=Path, help="folder to write; it must not be there yet")
     parser.add_argument(

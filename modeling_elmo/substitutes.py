@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from .commands import run_command
+from .commands import command_parser, run_command
 from .perplexity import load
 from .tokenization_elmo import ElmoTokenizer
 from .word_prediction import Substitutes, find_substitutes
@@ -51,11 +51,7 @@ def show(words: Sequence[str], position: int, found: Substitutes) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.substitutes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("substitutes", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo with its softmax, such as train.py writes")
     parser.add_argument("sentence", nargs="*", help="sentences with one word in brackets each; default: standard input")
     parser.add_argument("--top_k", type=int, default=10, help="words to show; default 10")

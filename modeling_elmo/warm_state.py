@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from .commands import new_folder, run_command
+from .commands import command_parser, new_folder, run_command
 from .configuration_elmo import ElmoConfig
 from .embed import distinct_batch
 from .language_model import ElmoForPreTraining
@@ -46,8 +46,8 @@ def warm_state(
 ) -> ElmoState:
     """The mean of the states that sentences leave behind when each begins in that of the one before it.
 
-    The texts are cut into lanes of 20. The first half of a lane warms it up, and the states behind the second half are
-    averaged, each direction for itself.
+    The texts are cut into lanes of 20, and fewer at the end are left out. The first half of a lane warms it up, and the
+    states behind the second half are averaged, each direction for itself.
 
     Args:
         model: put in evaluation mode while it runs; on its device and in its dtype.
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace):
     with new_folder(arguments.folder) as folder:
         model, tokenizer = load(arguments.model)
         lines = islice((line for line in read_lines(files, report) if line.strip()), arguments.max_sentences)
-        sentences = [line.split() if arguments.pre_tokenized else tokenizer.split_words(line) for line in lines]
+        sentences = [line.split() if arguments.pre_tokenized else line for line in lines]
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         elmo = model.elmo if isinstance(model, ElmoForPreTraining) else model
         elmo.set_initial_state(warm_state(elmo, tokenizer, sentences, progress=True))
@@ -134,11 +134,7 @@ CARD = """Texts begin in the mean of the states that {read} left behind, and not
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.warm_state",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("warm_state", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo with its tokenizer")
     parser.add_argument("text", nargs="+", help="text files (a sentence a line, in their order, also compressed)")
     parser.add_argument("folder", type=Path, help="folder to write; it must not be there yet")
