@@ -65,6 +65,9 @@ class FinetuningArguments(TrainingArguments):
     cache_dtype: str = flag(
         "float32", "number type of that cache; bfloat16 takes half", choices=("float32", "bfloat16")
     )
+    ignore_mismatched_sizes: bool = flag(
+        False, "start from a model that was fine-tuned for other labels: what depends on their number is new"
+    )
     overwrite_output_dir: bool = flag(False, "write into an output folder that has files in it")
     seeds: list[int] = field(
         default_factory=lambda: [42],
@@ -128,6 +131,9 @@ class FinetuningArguments(TrainingArguments):
 def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments, **options: Any) -> ElmoTaskModel:
     """The model to train: the biLM of `args.model_name_or_path` under a head, new unless it has this very one.
 
+    With `args.ignore_mismatched_sizes` a head for other labels will do, as an intermediate task leaves it (Phang et al.
+    2018, "Sentence encoders on STILTs"): its layers go on, and those that depend on the number of labels are new.
+
     Args:
         model_class: the class with the head.
         args: which biLM, and which head.
@@ -152,14 +158,18 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
     if args.features == "random":
         return model_class(config)
     try:
-        model, report = cast(Any, model_class).from_pretrained(name, config=config, output_loading_info=True)
+        model, report = cast(Any, model_class).from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=args.ignore_mismatched_sizes
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise ArgumentsError(
             f"the weights of {name} do not fit {model_class.__name__} with {config.num_labels} labels: start from the "
-            f"pretrained ELMo, or from a model that was fine-tuned for the same labels and head. {_first_line(error)}"
+            "pretrained ELMo or from a model that was fine-tuned for the same labels and head, or pass "
+            f"--ignore_mismatched_sizes true for a new last layer. {_first_line(error)}"
         ) from error
-    if missing := [key for key in report["missing_keys"] if key.startswith("elmo.")]:
-        raise ArgumentsError(f"{name} has not all weights of the biLM: {missing[0]} is missing")
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    if absent := [key for key in (*report["missing_keys"], *mismatched) if key.startswith("elmo.")]:
+        raise ArgumentsError(f"{name} has not all weights of the biLM: {absent[0]} is missing, or of another size")
     return model
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY
 from finetuning_runs import command_line, run_script, save_pretrained
+from safetensors.torch import load_file, save_file
 from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -300,6 +302,22 @@ def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys):
     flags = {"task_name": None, "data_dir": None, "train_file": file, "validation_file": file}
     assert run(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other", **flags) == 2
     assert "do not fit ElmoForSequenceClassification with 3 labels" in capsys.readouterr().err
+    flags |= {"ignore_mismatched_sizes": "true", "learning_rate": 0.0, "max_steps": 1}
+    assert run(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other", **flags) == 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "other"))
+    new = [name for name in before if before[name].shape != after[name].shape]
+    assert new == ["classifier.output.bias", "classifier.output.weight"]
+    assert after["classifier.output.weight"].shape[0] == 3 and after["classifier.output.weight"].std() > 0
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in new)
+
+
+def test_a_bilm_of_another_size_is_never_new(run, tmp_path, bilm, capsys):
+    folder = shutil.copytree(bilm, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("projection.weight"))
+    save_file({**weights, name: weights[name][:-1].clone()}, folder / "model.safetensors", {"format": "pt"})
+    assert run(model_name_or_path=folder, ignore_mismatched_sizes="true") == 2
+    assert "has not all weights of the biLM" in capsys.readouterr().err
 
 
 def test_empty_sentences_are_texts_too(run, tmp_path):
