@@ -35,9 +35,9 @@ from modeling_elmo.finetuning import (
     FinetuningArguments,
     Task,
     load_task_model,
-    load_tokenizer,
 )
 from modeling_elmo.finetuning_report import confusion_table, run_script
+from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.sentence_tasks import (
     GLUE,
     SentenceData,

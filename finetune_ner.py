@@ -33,15 +33,14 @@ from typing import Any
 import torch
 
 from modeling_elmo.arguments import ArgumentsError, flag
-from modeling_elmo.configuration_elmo import ElmoConfig
 from modeling_elmo.finetuning import (
     ElmoTrainer,
     FinetuningArguments,
     Task,
     load_task_model,
-    load_tokenizer,
 )
 from modeling_elmo.finetuning_report import aligned, run_script
+from modeling_elmo.loading import load_config, load_tokenizer
 from modeling_elmo.tagging import (
     NO_LABEL,
     Columns,
@@ -53,6 +52,7 @@ from modeling_elmo.tagging import (
     read_dataset,
     read_files,
     scorer,
+    tags_in,
     to_dataset,
     write_columns,
 )
@@ -111,10 +111,7 @@ def read_data(args: NerArguments) -> Splits:
 
 def known_labels(name: str) -> list[str] | None:
     """The labels of a model that is a tagger already."""
-    try:
-        config: Any = ElmoConfig.from_pretrained(name)
-    except (OSError, ValueError):
-        return None  # `load_task_model` tells what is wrong
+    config: Any = load_config(name)
     if ElmoForTokenClassification.__name__ not in (config.architectures or []):
         return None
     return [config.id2label[number] for number in range(config.num_labels)]
@@ -135,7 +132,10 @@ def make_task(name: str, args: NerArguments) -> Task:
     """Data and model."""
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     splits = read_data(args)
-    labels = label_list(splits, known_labels(str(args.model_name_or_path)))
+    known = known_labels(str(args.model_name_or_path))
+    if args.ignore_mismatched_sizes and tags_in(splits.values()) - set(known or ()):
+        known = None
+    labels = label_list(splits, known)
     options: dict[str, Any] = {} if args.use_crf is None else {"use_crf": args.use_crf}
     options["id2label"] = dict(enumerate(labels))
     options["label2id"] = {label: number for number, label in enumerate(labels)}

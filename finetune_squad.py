@@ -40,10 +40,10 @@ from modeling_elmo.finetuning import (
     Metrics,
     Task,
     load_task_model,
-    load_tokenizer,
     write_json,
 )
 from modeling_elmo.finetuning_report import run_script
+from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.question_answering import ElmoForQuestionAnswering
 from modeling_elmo.squad import (
     Prediction,

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from modeling_elmo.embed import embed, load_encoder
+from modeling_elmo.embed import embed
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.text_files import DataError
 
 MEASURES = ("self-similarity", "intra-sentence similarity", "explainable variance")

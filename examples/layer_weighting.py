@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from modeling_elmo.configuration_elmo import ElmoConfig
-from modeling_elmo.embedding_files import EmbeddingError
 from modeling_elmo.finetuning import ElmoTrainer, Result, Task, check_output_dir, run_all, write_json
 from modeling_elmo.finetuning_report import aligned, mean_and_deviation
+from modeling_elmo.loading import load_config
 from modeling_elmo.sentence_tasks import load_task
 from modeling_elmo.task_layers import ElmoFeatures, ElmoTaskModel, used_layers
 from modeling_elmo.text_files import DataError
@@ -204,10 +203,7 @@ def weights_table(results: Sequence[Result]) -> str:
 def compare(arguments: argparse.Namespace):
     """Train all tasks in all ways, print the tables and draw the plot."""
     check_output_dir(cast(Any, arguments))
-    try:
-        config: Any = ElmoConfig.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        raise EmbeddingError(f"{arguments.model} has no ELMo: {error}") from error
+    config = load_config(arguments.model)
     chosen = ways(config.num_hidden_layers + 1)
     scores: Scores = {}
     mixes: list[Result] = []

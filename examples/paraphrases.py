@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
-from modeling_elmo.embed import load_encoder
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.text_files import DataError
 
 

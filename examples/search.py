@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from modeling_elmo.arguments import ArgumentsError
-from modeling_elmo.embed import load_encoder
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.sentences import split_sentences
 
 RANKS = (1, 5, 10)

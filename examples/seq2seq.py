@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from modeling_elmo import ElmoModel, ElmoTokenizer  # makes the type "elmo" known to EncoderDecoderConfig
-from modeling_elmo.embed import load_encoder
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.text_files import DataError
 
 Pair = tuple[list[str], list[str]]  # words of source and target

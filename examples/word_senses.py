@@ -28,7 +28,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from tqdm import tqdm
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
-from modeling_elmo.embed import embed, load_encoder
+from modeling_elmo.embed import embed
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.sentence_tasks import load_files
 from modeling_elmo.text_files import DataError
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from .allennlp_archive import read_archived
@@ -25,13 +23,13 @@ from .allennlp_files import (
     is_hub_module,
     open_source,
     read_allennlp,
-    read_json,
     write_allennlp,
 )
-from .allennlp_format import ConversionError, ConversionWarning, listing
+from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
 from .commands import new_folder, run_command
 from .language_model import ElmoForPreTraining
+from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
 from .model_card import converted_card, count_parameters
 from .modeling_elmo import ElmoModel
@@ -189,18 +187,10 @@ def read_transformers(src: Path) -> LegacyElmo:
     """Config, biLM parameters and vocabulary of a folder of `save_pretrained`."""
     if not (src / "config.json").is_file():
         raise ConversionError(f"{src} is no transformers folder on this machine: it has no config.json")
-    model_type = read_json(src / "config.json").get("model_type")
-    if model_type != "elmo":
-        raise ConversionError(f"{src} holds a model of type {model_type!r}, not 'elmo'")
     try:
-        loaded: Any = ElmoModel.from_pretrained(
-            src, output_loading_info=True, dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise ConversionError(
-            f"{src} cannot be loaded ({error}): it is no complete result of save_pretrained"
-        ) from error
-    model, info = loaded
+        model, _ = load_model(ElmoModel, str(src), dtype=torch.float32, use_safetensors=True)
+    except LoadingError as error:
+        raise ConversionError(str(error)) from error
     if model.config.char_padding_id != PADDING:
         raise ConversionError(f"{src} spells words by dictionaries, for which the legacy format has no place")
     if model.config.initial_state:
@@ -209,12 +199,10 @@ def read_transformers(src: Path) -> LegacyElmo:
             "that it was made from, or make one that begins in zeros (ElmoModel.from_pretrained(..., "
             "initial_state=False).save_pretrained)"
         )
-    if missing := [name for name in info["missing_keys"] if "scalar_mix" not in name]:
-        raise ConversionError(f"{src} lacks weights of the language model: {listing(missing)}")
     state_dict = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("scalar_mix.")}
     vocabulary = None
     if (src / "tokenizer_config.json").is_file():
-        vocabulary = ElmoTokenizer.from_pretrained(src).lm_vocab or None
+        vocabulary = load_tokenizer(str(src)).lm_vocab or None
     return LegacyElmo(model.config, state_dict, vocabulary, LegacyFiles())
 
 

@@ -28,6 +28,7 @@ from .char_rows import cut_rows
 from .commands import command_parser, run_command
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
 from .freed_memory import keep_freed_memory
+from .loading import load_encoder
 from .modeling_elmo import ElmoModel
 from .products import is_emulated
 from .read_ahead import read_ahead
@@ -81,20 +82,6 @@ def embed(
     words = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
     for window in windows(words, words_per_window):
         yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)
-
-
-def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> tuple[ElmoModel, ElmoTokenizer]:
-    """Model, frozen and in evaluation mode, and tokenizer of a folder or Hub name.
-
-    Raises:
-        EmbeddingError: a folder without them, or with a model that is not an ELMo.
-    """
-    try:
-        tokenizer = ElmoTokenizer.from_pretrained(name)
-        model: Any = ElmoModel.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise EmbeddingError(f"{name} has no ELMo model with its tokenizer: {error}") from error
-    return model.requires_grad_(False).eval(), tokenizer
 
 
 def check_choices(layers: str | int, pooling: str | None, num_hidden_layers: int):

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .commands import command_parser, run_command
+from .loading import load_encoder
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
@@ -147,11 +146,7 @@ def run(arguments: argparse.Namespace):
     """Load, export, compare and tell."""
     if arguments.file.exists() and not arguments.overwrite:
         raise ExportError(f"{arguments.file} exists: choose another file, or replace it with --overwrite")
-    try:
-        tokenizer = ElmoTokenizer.from_pretrained(arguments.model)
-        model: Any = ElmoModel.from_pretrained(arguments.model, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ExportError(f"{arguments.model} has no ELMo with its tokenizer: {error}") from error
+    model, tokenizer = load_encoder(arguments.model)
     export_onnx(model, tokenizer, arguments.file)
     print(f"wrote {arguments.file}")
     if arguments.check:

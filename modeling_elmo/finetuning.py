@@ -21,8 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from .arguments import ArgumentsError, flag
-from .configuration_elmo import ElmoConfig
 from .layer_cache import LayerCache
+from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
 from .processes import on_main
 from .task_layers import ElmoTaskModel, used_layers
@@ -140,16 +140,11 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
         **options: what the task sets in the config, such as `num_labels`, `id2label`.
 
     Raises:
-        ArgumentsError: no ELMo there, one without its biLM, or with a head of other labels; options that it cannot
-            have.
+        LoadingError: no ELMo there, or one without its biLM.
+        ArgumentsError: a head of other labels; options that it cannot have.
     """
     name = str(args.model_name_or_path)
-    try:
-        config = ElmoConfig.from_pretrained(name, **args.head_options(), **options)
-    except (OSError, ValueError) as error:
-        raise ArgumentsError(f"{name} has no ELMo: {' '.join(str(error).split())}") from error
-    if config.model_type != "elmo":
-        raise ArgumentsError(f"{name} has a model of type {config.model_type!r}, not an ELMo")
+    config = load_config(name, **args.head_options(), **options)
     try:
         config.validate_elmo()  # what the flags have changed
     except ValueError as error:
@@ -158,32 +153,13 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
     if args.features == "random":
         return model_class(config)
     try:
-        model, report = cast(Any, model_class).from_pretrained(
-            name, config=config, output_loading_info=True, ignore_mismatched_sizes=args.ignore_mismatched_sizes
-        )
-    except (OSError, RuntimeError, ValueError) as error:
+        return load_model(model_class, name, "elmo.", args.ignore_mismatched_sizes, config=config)[0]
+    except MismatchError as error:
         raise ArgumentsError(
             f"the weights of {name} do not fit {model_class.__name__} with {config.num_labels} labels: start from the "
             "pretrained ELMo or from a model that was fine-tuned for the same labels and head, or pass "
-            f"--ignore_mismatched_sizes true for a new last layer. {_first_line(error)}"
+            f"--ignore_mismatched_sizes true for a new last layer. {error}"
         ) from error
-    mismatched = [key for key, *_ in report["mismatched_keys"]]
-    if absent := [key for key in (*report["missing_keys"], *mismatched) if key.startswith("elmo.")]:
-        raise ArgumentsError(f"{name} has not all weights of the biLM: {absent[0]} is missing, or of another size")
-    return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def load_tokenizer(name: str) -> ElmoTokenizer:
-    """The tokenizer of a model folder; raises an `ArgumentsError` if there is none."""
-    try:
-        return ElmoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ArgumentsError(f"{name} has no ELMo tokenizer: {' '.join(str(error).split())}") from error
 
 
 def check_output_dir(args: FinetuningArguments):

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .arguments import ArgumentsError, parse_arguments
 from .finetuning import ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
 from .freed_memory import keep_freed_memory
+from .loading import LoadingError
 from .processes import on_main
 from .text_files import DataError
 
@@ -149,7 +150,7 @@ def run_script(
         results = run_all(make, names, args, trainer_class)
         if args.process_index == 0:
             print(report(results, Path(str(args.output_dir))))
-    except (ArgumentsError, DataError) as error:
+    except (ArgumentsError, DataError, LoadingError) as error:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"{script}: {error}", file=sys.stderr)
         return 2

@@ -30,17 +30,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import logging
 
 from .commands import command_parser, run_command
-from .configuration_elmo import ElmoConfig
 from .embed import batches, windows
 from .freed_memory import keep_freed_memory
 from .language_model import IGNORE_INDEX, ElmoForPreTraining
+from .loading import load_config, load_model, load_tokenizer
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
@@ -322,31 +319,18 @@ def load(name: str, device: str | None) -> tuple[ElmoForPreTraining, ElmoTokeniz
     """Model, in float32 and evaluation mode, and tokenizer.
 
     Raises:
-        PerplexityError: a folder without them or without softmax and vocabulary, or a device that there is not.
+        LoadingError: a folder without them.
+        PerplexityError: one without softmax and vocabulary, or a device that there is not.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is told here
-    try:
-        settings, _ = ElmoConfig.get_config_dict(name)
-        if settings.get("model_type") != "elmo":
-            raise ValueError(f"its model_type is {settings.get('model_type')!r}, not 'elmo'")
-        tokenizer = ElmoTokenizer.from_pretrained(name)
-        lacks_softmax = settings.get("lm_vocab_size") is None
-        if not lacks_softmax:
-            loaded: Any = ElmoForPreTraining.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-            model, info = loaded
-            lacks_softmax = any(weight.startswith("lm_head.") for weight in info["missing_keys"])
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise PerplexityError(f"{name} has no ELMo language model with its tokenizer: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
+    tokenizer = load_tokenizer(name)
+    lacks_softmax: Any = load_config(name).lm_vocab_size is None
+    if not lacks_softmax:
+        model, lacks_softmax = load_model(ElmoForPreTraining, name, needs="elmo.", dtype=torch.float32)
     if lacks_softmax:
         raise PerplexityError(
             f"{name} has no softmax (lm_head), as models that were converted from published weights, which come "
             "without one, or saved as an encoder: give the folder of an ElmoForPreTraining, such as train.py writes"
         )
-    if missing := sorted(info["missing_keys"]):
-        raise PerplexityError(f"{name} lacks weights ({', '.join(missing)}): make or fetch it again")
     check_vocabulary(model, tokenizer)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

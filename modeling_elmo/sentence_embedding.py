@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from .commands import command_parser, new_folder, run_command
-from .configuration_elmo import ElmoConfig
+from .loading import load_config
 
 POOLINGS = ("mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens")
 
@@ -35,17 +33,15 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
         pooling: as in `sentence_transformers`' `Pooling`: "mean", "max", ...
 
     Raises:
-        SentenceEmbeddingError: no ELMo there, a layer that it has not, or sentence-transformers is missing.
+        LoadingError: no ELMo there.
+        SentenceEmbeddingError: a layer that it has not, or sentence-transformers is missing.
     """
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError as error:
         raise SentenceEmbeddingError("this needs sentence-transformers 6: pip install sentence-transformers") from error
-    try:
-        config = ElmoConfig.from_pretrained(model)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise SentenceEmbeddingError(f"{model} has no ELMo: {error}") from error
+    config = load_config(str(model))
     output: Any = "scalar_mix"
     if layer != "scalar_mix":
         number, layers = int(layer), config.num_hidden_layers + 1

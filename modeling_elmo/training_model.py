@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from .arguments import ArgumentsError, PretrainingArguments
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
+from .loading import load_config, load_model
 from .modeling_elmo import ElmoModel
 from .muon import MuonAdamW
 
@@ -50,21 +51,19 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
     if path is None:
         return ElmoForPreTraining(read_config(args, lm_vocab_size)), False
     try:
-        config = ElmoConfig.from_pretrained(path)
-        is_new = args.new_vocabulary or args.vocab_file or args.tokenizer_name or config.lm_vocab_size is None
-        if not is_new:
-            loaded: Any = ElmoForPreTraining.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-            model, info = loaded
-            if model.config.lm_vocab_size != lm_vocab_size:
-                raise ValueError(
-                    f"its softmax has {model.config.lm_vocab_size:,} words and its vocabulary {lm_vocab_size:,}: "
-                    "take --new_vocabulary"
-                )
-            return model, any(name.startswith("lm_head") for name in info["missing_keys"])
-        model = ElmoForPreTraining(ElmoConfig.from_dict({**config.to_dict(), "lm_vocab_size": lm_vocab_size}))
-        weights = ElmoModel.from_pretrained(path, dtype=torch.float32).state_dict()
-        model.elmo.load_state_dict({name: weights[name] for name in model.elmo.state_dict()})
-        return model, True
+        config = load_config(path)
+        if args.new_vocabulary or args.vocab_file or args.tokenizer_name or config.lm_vocab_size is None:
+            model = ElmoForPreTraining(ElmoConfig.from_dict({**config.to_dict(), "lm_vocab_size": lm_vocab_size}))
+            weights = load_model(ElmoModel, path, dtype=torch.float32)[0].state_dict()
+            model.elmo.load_state_dict({name: weights[name] for name in model.elmo.state_dict()})
+            return model, True
+        if config.lm_vocab_size != lm_vocab_size:
+            raise ValueError(
+                f"its softmax has {config.lm_vocab_size:,} words and its vocabulary {lm_vocab_size:,}: "
+                "take --new_vocabulary"
+            )
+        model, new = load_model(ElmoForPreTraining, path, needs="elmo.", dtype=torch.float32)
+        return model, bool(new)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentsError(f"cannot start from {path}: {error}") from error
 

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from .commands import command_parser, new_folder, run_command
-from .configuration_elmo import ElmoConfig
 from .embed import distinct_batch
 from .language_model import ElmoForPreTraining
+from .loading import load_config, load_model, load_tokenizer
 from .lstm import ElmoState
 from .modeling_elmo import ElmoModel
 from .text_files import DataError, ReadingReport, find_files, read_lines
@@ -93,18 +91,16 @@ def load(name: str) -> tuple[Any, ElmoTokenizer]:
     """Model, with its softmax if it has one, and tokenizer.
 
     Raises:
-        WarmStateError: a folder without them, or with a task model.
+        LoadingError: a folder without them.
+        WarmStateError: one with a task model.
     """
-    try:
-        architectures = ElmoConfig.from_pretrained(name).architectures or ["ElmoModel"]
-        if architectures[0] not in CLASSES:
-            raise WarmStateError(
-                f"{name} is an {architectures[0]}, whose head has learnt from texts that begin as they do: give the "
-                "ELMo that it was made from, and train a head on the result"
-            )
-        return CLASSES[architectures[0]].from_pretrained(name), ElmoTokenizer.from_pretrained(name)
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise WarmStateError(f"{name} has no ELMo model with its tokenizer: {error}") from error
+    architecture = (load_config(name).architectures or ["ElmoModel"])[0]
+    if architecture not in CLASSES:
+        raise WarmStateError(
+            f"{name} is an {architecture}, whose head has learnt from texts that begin as they do: give the ELMo that "
+            "it was made from, and train a head on the result"
+        )
+    return load_model(CLASSES[architecture], name)[0], load_tokenizer(name)
 
 
 def run(arguments: argparse.Namespace):

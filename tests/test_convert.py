@@ -90,7 +90,7 @@ def test_transformers_folders_that_the_format_cannot_hold(tmp_path, tiny_config,
     with pytest.raises(ConversionError, match="vocab_size is 300"):
         convert_to_allennlp(tmp_path / "characters", dst)
     (tmp_path / "mask" / "model.safetensors").unlink()
-    with pytest.raises(ConversionError, match="cannot be loaded"):
+    with pytest.raises(ConversionError, match=r"mask has no ELMo model: .*model\.safetensors"):
         convert_to_allennlp(tmp_path / "mask", dst)
     assert not dst.exists()
 

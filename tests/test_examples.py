@@ -28,7 +28,7 @@ from modeling_elmo import (
     ElmoForTokenClassification,
     ElmoTokenizer,
 )
-from modeling_elmo.embed import load_encoder
+from modeling_elmo.loading import load_encoder
 from modeling_elmo.text_files import DataError
 
 
@@ -169,7 +169,7 @@ def test_a_folder_without_a_model_is_told(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("It rains .\n")
     (tmp_path / "model").mkdir()
     message = refused(search, capsys, tmp_path / "model", tmp_path / "text.txt", "a")
-    assert "has no ELMo model with its tokenizer" in message
+    assert "has no ELMo model: its config.json has the model_type None" in message
 
 
 # ---- paraphrases

@@ -120,7 +120,7 @@ def test_check_finds_a_difference(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "file", "message"),
-    [("nowhere", "a.onnx", "no ELMo with its tokenizer"), ("model", "no/folder/a.onnx", "is no folder")],
+    [("nowhere", "a.onnx", "nowhere has no ELMo model"), ("model", "no/folder/a.onnx", "is no folder")],
 )
 def test_mistakes_are_told(folder, tmp_path, capsys, model, file, message):
     assert export.main([str(tmp_path / model), str(tmp_path / file)]) == 2

@@ -365,10 +365,10 @@ def spoilt_folder(kind: str, folder: Path, path: Path) -> Path:
 SPOILT = {
     "encoder": "has no softmax (lm_head)",
     "encoder without a vocabulary": "has no softmax (lm_head)",
-    "bert": "its model_type is 'bert', not 'elmo'",
+    "bert": "has the model_type 'bert', not 'elmo'",
     "other size": "has 11 words but the model predicts 40",
     "no vocabulary": "no vocabulary of the language model",
-    "damaged": "has no ELMo language model with its tokenizer",
+    "damaged": "has no ELMo model: ",
     "layer missing": "lacks weights (elmo.lstm.layers.2.",
 }
 
@@ -384,7 +384,7 @@ def test_folders_that_are_no_language_model(kind, message, folder, corpus, tmp_p
 
 
 MISTAKES = {
-    "no model": (["{tmp}/nothing", "{corpus}"], "has no ELMo language model"),
+    "no model": (["{tmp}/nothing", "{corpus}"], "has no ELMo model"),
     "no text": (["{folder}", "{tmp}/nothing.txt"], "no file is named"),
     "empty text": (["{folder}", "{tmp}/empty.txt"], "the text has no words"),
     "a folder in the way": (["{folder}", "{corpus}", "--per_sentence", "{tmp}", "--overwrite"], "exists"),

@@ -151,4 +151,4 @@ def test_the_command_tells_mistakes(folder, capsys, sentence, message):
     assert substitutes.main([str(folder), sentence]) == 2
     assert message in capsys.readouterr().err
     assert substitutes.main([str(folder / "nowhere"), "[a]"]) == 2
-    assert "no ELMo language model" in capsys.readouterr().err
+    assert "nowhere has no ELMo model" in capsys.readouterr().err
