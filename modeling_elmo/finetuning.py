@@ -19,6 +19,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.utils import logging
 
 from .arguments import ArgumentsError, flag
 from .layer_cache import LayerCache
@@ -27,6 +28,8 @@ from .modeling_elmo import ElmoScalarMix
 from .processes import on_main
 from .task_layers import ElmoTaskModel, used_layers
 from .tokenization_elmo import ElmoTokenizer
+
+logger = logging.get_logger(__name__)
 
 Metrics = dict[str, float]
 FEATURES = ("elmo", "layer_0", "random")
@@ -153,13 +156,17 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
     if args.features == "random":
         return model_class(config)
     try:
-        return load_model(model_class, name, "elmo.", args.ignore_mismatched_sizes, config=config)[0]
+        model, new = load_model(model_class, name, "elmo.", args.ignore_mismatched_sizes, config=config)
     except MismatchError as error:
         raise ArgumentsError(
             f"the weights of {name} do not fit {model_class.__name__} with {config.num_labels} labels: start from the "
             "pretrained ELMo or from a model that was fine-tuned for the same labels and head, or pass "
             f"--ignore_mismatched_sizes true for a new last layer. {error}"
         ) from error
+    kept = {weight for weight in model.state_dict() if not weight.startswith("elmo.")} - set(new)
+    if args.ignore_mismatched_sizes and any("scalar_mix." not in weight for weight in kept):
+        logger.warning(f"the head of {name} goes on, and new are {', '.join(new) or 'no weights'}")
+    return model
 
 
 def check_output_dir(args: FinetuningArguments):

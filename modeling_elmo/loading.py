@@ -60,13 +60,14 @@ def load_config(name: str, **options: Any) -> ElmoConfig:
 def load_model(
     model_class: Any, name: str, needs: str = "", ignore_mismatched_sizes: bool = False, **options: Any
 ) -> tuple[Any, list[str]]:
-    """A model in evaluation mode, and the names of its weights that the folder lacks, which are new.
+    """A model in evaluation mode, and the names of its weights that are new, since the folder has none that fit.
+
+    Those of a scalar mix are never counted: new ones are the same each time.
 
     Args:
         model_class: `ElmoModel` or a class with a head.
         name: a folder or Hub name.
-        needs: how the names of weights begin that must be there, such as "elmo."; all by default, but for those of a
-            scalar mix, since new ones are the same each time.
+        needs: how the names of weights begin that must be there, such as "elmo."; all by default.
         ignore_mismatched_sizes: whether those that need not be there may be new if their sizes are not the config's.
         **options: for `from_pretrained`.
 
@@ -82,10 +83,10 @@ def load_model(
         if weight.startswith(needs) or not ignore_mismatched_sizes:
             kind = LoadingError if weight.startswith(needs) else MismatchError
             raise kind(f"{name}: {weight} has the shape {tuple(found)}, its config asks for {tuple(expected)}")
-    missing = sorted(weight for weight in info["missing_keys"] if "scalar_mix." not in weight)
+    missing = [weight for weight in sorted(info["missing_keys"]) if "scalar_mix." not in weight]
     if lost := [weight for weight in missing if weight.startswith(needs)]:
         raise LoadingError(f"{name} lacks weights ({', '.join(lost)}): make or fetch it again")
-    return model, missing
+    return model, [*missing, *(weight for weight, *_ in sorted(info["mismatched_keys"]))]
 
 
 def load_tokenizer(name: str) -> ElmoTokenizer:

@@ -295,7 +295,7 @@ def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"  # what is not of a run stays
 
 
-def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys):
+def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys, caplog):
     assert run(num_train_epochs=1) == 0
     rows = [{"text": f"word {label}", "label": label} for label in ("x", "y", "z")] * 4
     file = bad_rows(tmp_path, rows)
@@ -304,6 +304,7 @@ def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys):
     assert "do not fit ElmoForSequenceClassification with 3 labels" in capsys.readouterr().err
     flags |= {"ignore_mismatched_sizes": "true", "learning_rate": 0.0, "max_steps": 1}
     assert run(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other", **flags) == 0
+    assert "out goes on, and new are classifier.output.bias, classifier.output.weight" in caplog.text
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "other"))
     new = [name for name in before if before[name].shape != after[name].shape]
     assert new == ["classifier.output.bias", "classifier.output.weight"]

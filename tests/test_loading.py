@@ -104,10 +104,11 @@ def test_a_head_may_be_new_and_a_bilm_never(tmp_path, tiny_config, caplog):
     name, config = str(folder), ElmoConfig.from_pretrained(folder, num_labels=3)
     with pytest.raises(MismatchError, match=r"classifier\.output\.\w+ has the shape"):
         load_model(ElmoForSequenceClassification, name, "elmo.", config=config)
-    model, missing = load_model(ElmoForSequenceClassification, name, "elmo.", True, config=config)
-    assert model.classifier.output.weight.shape[0] == 3 and not missing
-    model, missing = load_model(ElmoForPreTraining, name, "elmo.")
-    assert all(weight.startswith("lm_head.") for weight in missing) and missing
+    model, new = load_model(ElmoForSequenceClassification, name, "elmo.", True, config=config)
+    assert model.classifier.output.weight.shape[0] == 3
+    assert new == ["classifier.output.bias", "classifier.output.weight"]
+    model, new = load_model(ElmoForPreTraining, name, "elmo.")
+    assert all(weight.startswith("lm_head.") for weight in new) and new
     with pytest.raises(LoadingError, match=r"lacks weights \(lm_head"):
         load_model(ElmoForPreTraining, name)
     assert not caplog.records
