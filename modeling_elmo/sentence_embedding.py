@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import command_parser, new_folder, run_command
-from .loading import load_config
+from .loading import load_encoder
 
 POOLINGS = ("mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens")
 
@@ -41,7 +41,7 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError as error:
         raise SentenceEmbeddingError("this needs sentence-transformers 6: pip install sentence-transformers") from error
-    config = load_config(str(model))
+    config = load_encoder(str(model))[0].config  # else sentence-transformers would make lacking weights anew
     output: Any = "scalar_mix"
     if layer != "scalar_mix":
         number, layers = int(layer), config.num_hidden_layers + 1

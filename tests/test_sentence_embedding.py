@@ -1,5 +1,6 @@
 """ELMo in sentence-transformers: vectors against pooling by hand, folders as remote code, training with a loss."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo.sentence_embedding import main, make_sentence_transformer
@@ -75,7 +77,12 @@ def test_a_loss_trains_it(folder, tmp_path):
 
 
 def test_mistakes_are_told(folder, tmp_path, capsys):
+    lacking = shutil.copytree(folder, tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["lstm.layers.0.weight_ih"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
     for arguments, message in [
+        ([str(lacking), str(tmp_path / "st")], "lacks weights (lstm.layers.0.weight_ih)"),
         ([str(folder), str(folder)], "exists: choose another folder"),
         ([str(tmp_path / "nowhere"), str(tmp_path / "st")], "has no ELMo"),
         ([str(folder), str(tmp_path / "st"), "--layer", "3"], "there is no layer 3"),
