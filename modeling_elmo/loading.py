@@ -58,7 +58,12 @@ def load_config(name: str, **options: Any) -> ElmoConfig:
 
 
 def load_model(
-    model_class: Any, name: str, needs: str = "", ignore_mismatched_sizes: bool = False, **options: Any
+    model_class: Any,
+    name: str,
+    needs: str = "",
+    ignore_mismatched_sizes: bool = False,
+    config: ElmoConfig | None = None,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
     """A model in evaluation mode, and the names of its weights that are new, since the folder has none that fit.
 
@@ -69,16 +74,18 @@ def load_model(
         name: a folder or Hub name.
         needs: how the names of weights begin that must be there, such as "elmo."; all by default.
         ignore_mismatched_sizes: whether those that need not be there may be new if their sizes are not the config's.
+        config: what `load_config` gave for it; read here by default.
         **options: for `from_pretrained`.
 
     Raises:
         LoadingError: no ELMo there, or one that is damaged, or weights that are needed are absent or of another size.
         MismatchError: others have another size.
     """
-    load_config(name)
+    config = config or load_config(name)
     with told_as_loading_errors(name):
-        loaded = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    model, info = loaded
+        model, info = model_class.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     for weight, found, expected in sorted(info["mismatched_keys"]):
         if weight.startswith(needs) or not ignore_mismatched_sizes:
             kind = LoadingError if weight.startswith(needs) else MismatchError

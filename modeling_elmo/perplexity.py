@@ -323,10 +323,10 @@ def load(name: str, device: str | None) -> tuple[ElmoForPreTraining, ElmoTokeniz
         PerplexityError: one without softmax and vocabulary, or a device that there is not.
     """
     tokenizer = load_tokenizer(name)
-    lacks_softmax: Any = load_config(name).lm_vocab_size is None
-    if not lacks_softmax:
-        model, lacks_softmax = load_model(ElmoForPreTraining, name, needs="elmo.", dtype=torch.float32)
-    if lacks_softmax:
+    config = load_config(name)
+    if config.lm_vocab_size is not None:
+        model, new = load_model(ElmoForPreTraining, name, needs="elmo.", config=config, dtype=torch.float32)
+    if config.lm_vocab_size is None or new:
         raise PerplexityError(
             f"{name} has no softmax (lm_head), as models that were converted from published weights, which come "
             "without one, or saved as an encoder: give the folder of an ElmoForPreTraining, such as train.py writes"

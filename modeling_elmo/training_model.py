@@ -54,7 +54,7 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
         config = load_config(path)
         if args.new_vocabulary or args.vocab_file or args.tokenizer_name or config.lm_vocab_size is None:
             model = ElmoForPreTraining(ElmoConfig.from_dict({**config.to_dict(), "lm_vocab_size": lm_vocab_size}))
-            weights = load_model(ElmoModel, path, dtype=torch.float32)[0].state_dict()
+            weights = load_model(ElmoModel, path, config=config, dtype=torch.float32)[0].state_dict()
             model.elmo.load_state_dict({name: weights[name] for name in model.elmo.state_dict()})
             return model, True
         if config.lm_vocab_size != lm_vocab_size:
@@ -62,7 +62,7 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
                 f"its softmax has {config.lm_vocab_size:,} words and its vocabulary {lm_vocab_size:,}: "
                 "take --new_vocabulary"
             )
-        model, new = load_model(ElmoForPreTraining, path, needs="elmo.", dtype=torch.float32)
+        model, new = load_model(ElmoForPreTraining, path, needs="elmo.", config=config, dtype=torch.float32)
         return model, bool(new)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentsError(f"cannot start from {path}: {error}") from error

@@ -94,13 +94,14 @@ def load(name: str) -> tuple[Any, ElmoTokenizer]:
         LoadingError: a folder without them.
         WarmStateError: one with a task model.
     """
-    architecture = (load_config(name).architectures or ["ElmoModel"])[0]
+    config = load_config(name)
+    architecture = (config.architectures or ["ElmoModel"])[0]
     if architecture not in CLASSES:
         raise WarmStateError(
             f"{name} is an {architecture}, whose head has learnt from texts that begin as they do: give the ELMo that "
             "it was made from, and train a head on the result"
         )
-    return load_model(CLASSES[architecture], name)[0], load_tokenizer(name)
+    return load_model(CLASSES[architecture], name, config=config)[0], load_tokenizer(name)
 
 
 def run(arguments: argparse.Namespace):

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from modeling_elmo import ElmoTokenizer
@@ -23,6 +25,13 @@ def command_line(flags: dict[str, object]) -> list[str]:
         if value is not None:
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return argv
+
+
+def change_weights(folder: Path, tensors: dict[str, torch.Tensor | None]):
+    """Replace some tensors of a model's folder, or with `None` leave them out."""
+    file = folder / "model.safetensors"
+    weights = {**load_file(file), **tensors}
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, file, {"format": "pt"})
 
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> Path:
