@@ -131,14 +131,10 @@ def test_destination(legacy, tmp_path, dst, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "file", "legacy", "mine"]
 
 
-def run(*arguments: Any) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "modeling_elmo.convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-
-
-def test_command_line(legacy, tmp_path, dst):
+def test_command_line(legacy, dst, capsys):
     """Success prints what was done and the lines that load it, which work; failure prints one line and exits with 2."""
-    done = run(legacy, dst)
+    command = [sys.executable, "-m", "modeling_elmo.convert", str(legacy), str(dst)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0 and done.stderr == ""
     for text in ("options.json, weights.hdf5, vocab.txt", "2 x 7 LSTM cells", str(dst)):
         assert text in done.stdout
@@ -147,9 +143,10 @@ def test_command_line(legacy, tmp_path, dst):
     exec("\n".join(lines), scope)
     assert isinstance(scope["model"], ElmoModel) and scope["tokenizer"].lm_vocab == VOCABULARY
 
-    again = run(legacy, dst)
-    assert again.returncode == 2 and again.stdout == ""
-    assert again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
+    capsys.readouterr()
+    assert main([str(legacy), str(dst)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("error: ") and told.err.count("\n") == 1
 
 
 def test_main(legacy, tmp_path, dst, capsys):

@@ -4,10 +4,12 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from training_runs import fork_server
 
 from modeling_elmo import cpu_kernels
 from modeling_elmo.c_library import c_library
@@ -87,10 +89,20 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     assert not list(cache.iterdir())
 
 
+def compile_in_process(cache: Path, start: Any):
+    os.environ["MODELING_ELMO_CACHE"] = str(cache)
+    start.wait()
+    assert cpu_kernels.cell_kernels(torch.float32)
+
+
 @needs_compiler
 def test_processes_that_compile_at_once(tmp_path):
-    code = "import torch; from modeling_elmo.cpu_kernels import cell_kernels; assert cell_kernels(torch.float32)"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    context = fork_server()
+    start = context.Barrier(3)
+    processes = [context.Process(target=compile_in_process, args=(tmp_path / "cache", start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import torch
 from conftest import save_random_model
 from tokenizers.normalizers import Lowercase
 from torch import Tensor
+from training_runs import forked
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
@@ -349,10 +347,7 @@ def test_mistakes_are_told_in_a_line(arguments, message, folder, corpus, tmp_pat
 def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
     options = ["--words_per_part", "30"]
     assert run(folder, corpus, tmp_path / "one", *options) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
-    arguments = ["modeling_elmo.embed", str(folder), str(corpus), str(tmp_path / "two"), *options]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(LINES)} texts" in done.stdout
+    arguments = [str(folder), str(corpus), str(tmp_path / "two"), *options]
+    code, told = forked(arguments, tmp_path / "told", processes=2, script="modeling_elmo.embed")
+    assert code == 0 and f"{len(LINES)} texts" in told, told
     assert_same_parts(tmp_path / "two", tmp_path / "one")

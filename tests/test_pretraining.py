@@ -1,7 +1,6 @@
 """train.py, run as its users run it, on a few sentences."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from training_runs import ROOT, flags, log_of
+from training_runs import ROOT, flags, forked, log_of
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
@@ -113,23 +112,17 @@ def test_the_last_checkpoints_are_kept(run, folder, tmp_path):
 
 
 def test_two_processes_train_as_one_with_twice_the_lanes(folder, tmp_path):
-    """Same global batch, no dropout: the same losses, through torch's own launcher and gloo."""
+    """Same global batch, no dropout: the same losses."""
     logs = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if processes == 2 else []
         argv = flags(
             folder, output, config_overrides="dropout=0.0", per_device_train_batch_size=8 // processes, max_steps=6
         )
-        done = subprocess.run(
-            [sys.executable, *launcher, str(ROOT / "train.py"), *argv],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        code, told = forked(argv, tmp_path / "told", processes)
+        assert code == 0, told
         logs.append(log_of(output))
-    assert "on 2 x cpu" in done.stdout
+    assert "on 2 x cpu" in told
     for one, two in zip(*logs, strict=True):
         for name in set(one) - {"words_per_second"}:
             assert one[name] == pytest.approx(two[name], rel=1e-5), name

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -14,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY
 from test_modeling import make_model, make_texts, pad
+from training_runs import fork_server
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.testing_utils import CaptureLogger
@@ -115,7 +115,7 @@ def layers_in_this_process(folder: Path) -> list:
 
 @pytest.mark.slow
 def test_two_processes_agree(saved):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with fork_server().Pool(1) as pool:
         there = pool.apply(layers_in_this_process, [saved])
     for actual, expected in zip(there, torch.load(saved / "layers.pt")["AutoModel"], strict=True):
         torch.testing.assert_close(torch.tensor(actual), expected, rtol=0, atol=1e-6)

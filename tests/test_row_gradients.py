@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import multiprocessing
+from training_runs import fork_server
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
 from modeling_elmo.row_gradients import clip_gradients, share_row_gradients
@@ -97,10 +98,12 @@ def share_in_process(rank: int, processes: int, address: str, results) -> None:
 
 
 def test_the_mean_over_processes_has_the_rows_of_all_and_travels_small(tmp_path):
-    with multiprocessing.Manager() as manager:
+    with fork_server().Manager() as manager:
         results = manager.dict()
-        multiprocessing.spawn(share_in_process, (3, f"file://{tmp_path / 'meeting'}", results), nprocs=3)
+        arguments = (3, f"file://{tmp_path / 'meeting'}", results)
+        multiprocessing.start_processes(share_in_process, arguments, nprocs=3, start_method="forkserver")
         results = dict(results)
+    assert results.keys() == {0, 1, 2}
     expected = torch.zeros(9)
     for rank in range(3):
         for row, amount in rows_of(rank).items():

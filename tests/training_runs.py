@@ -1,10 +1,11 @@
-"""Runs of scripts for tests, train.py above all: a text that a tiny model learns, and processes that are forked, so
-that they start fast.
+"""Runs of scripts and commands for tests, train.py above all: a text that a tiny model learns, and processes that are
+forked, so that they start fast.
 
 A start of Python imports for seconds before train.py does anything. A forked process has imported everything, and is a
 process of its own for all that matters here: signals, files, limits, sockets.
 """
 
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
 
@@ -118,7 +120,19 @@ def _live(script: str, argv: list[str], told: Path, environment: dict[str, str],
     if prepare is not None:
         prepare()
     sys.argv = [f"{script}.py", *argv]
-    sys.exit(load_script(script).main())
+    module = load_script(script) if (ROOT / f"{script}.py").is_file() else importlib.import_module(script)
+    sys.exit(module.main())
+
+
+def fork_server() -> ForkServerContext:
+    """`multiprocessing` whose processes are forked; the first one starts the server, which imports torch and ours.
+
+    Their environment is that of the moment when the server started.
+    """
+    os.environ.update(ENVIRONMENT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_TO_IMPORT)
+    return context
 
 
 class Forked:
@@ -130,7 +144,7 @@ class Forked:
         processes: how many.
         largest_file: bytes beyond which files cannot grow, as if the disk were full.
         prepare: called in each process before the script's main.
-        script: which one.
+        script: which one: train, or a command such as modeling_elmo.embed.
     """
 
     def __init__(
@@ -142,9 +156,7 @@ class Forked:
         prepare: Callable[[], None] | None = None,
         script: str = "train",
     ):
-        os.environ.update(ENVIRONMENT)  # the first fork starts the server, which imports torch
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(SLOW_TO_IMPORT)
+        context = fork_server()
         told.unlink(missing_ok=True)
         self.told = told
         environment = {}
