@@ -13,8 +13,8 @@ from modeling_elmo.freed_memory import VARIABLES
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 
-# Of a block of 40 MiB that is freed and allocated five times: about 10,000 pages each time if it is given back. The turns
-# before fill glibc's cache of small pieces, which takes seven; those are what is left over beside an aligned block.
+# Of a block of 40 MiB that is freed and allocated five times: about 10,000 pages each time if it is given back. The
+# turns before that fill glibc's cache of small pieces, which takes seven; one is left over beside each aligned block.
 FAULTS = """
 import resource, sys
 import torch
