@@ -1,10 +1,13 @@
 """torch.export and ONNX against the model itself: any number of texts and words, clipping, the other word encoders."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer, export
 from modeling_elmo.lstm_ops import naive_lstm, scan_lstm
@@ -78,20 +81,31 @@ def test_what_an_export_cannot_do_is_told(tiny_config):
         torch.export.export(model, (), dict(batch))
 
 
-@pytest.fixture
-def folder(tiny_config, tmp_path) -> Path:
-    make_model(tiny_config, cell_clip=0.1, proj_clip=0.05).save_pretrained(tmp_path / "model")
-    ElmoTokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    make_model(ElmoConfig(**TINY), cell_clip=0.1, proj_clip=0.05).save_pretrained(folder)
+    ElmoTokenizer().save_pretrained(folder)
+    return folder
 
 
-def test_the_command_writes_a_file_that_onnxruntime_runs(folder, tmp_path, capsys):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    file = tmp_path / "elmo.onnx"
-    assert export.main([str(folder), str(file), "--check"]) == 0
-    told = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def written(folder, tmp_path_factory) -> tuple[Path, str]:
+    """A file that the command wrote, and what it told."""
+    pytest.importorskip("onnxruntime")
+    file = tmp_path_factory.mktemp("onnx") / "elmo.onnx"
+    with redirect_stdout(StringIO()) as told:
+        assert export.main([str(folder), str(file), "--check"]) == 0
+    return file, told.getvalue()
+
+
+def test_the_command_writes_a_file_that_onnxruntime_runs(folder, written, capsys):
+    import onnxruntime
+
+    file, told = written
     assert f"wrote {file}" in told and "largest difference to torch" in told and "MiB" in told and "ms" in told
-    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["elmo.onnx"]
+    assert [path.name for path in file.parent.iterdir()] == ["elmo.onnx"]
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert [put.name for put in session.get_inputs()] == ["input_ids", "attention_mask"]
     names = ["last_hidden_state", "scalar_mix", "hidden_states.0", "hidden_states.1", "hidden_states.2"]
@@ -108,20 +122,18 @@ def test_the_command_writes_a_file_that_onnxruntime_runs(folder, tmp_path, capsy
     assert export.main([str(folder), str(file)]) == 2 and "--overwrite" in capsys.readouterr().err
 
 
-def test_check_finds_a_difference(folder, tmp_path):
-    pytest.importorskip("onnxruntime")
+def test_check_finds_a_difference(folder, written):
     model, tokenizer = ElmoModel.from_pretrained(folder), ElmoTokenizer.from_pretrained(folder)
-    export.export_onnx(model, tokenizer, tmp_path / "elmo.onnx")
-    assert export.check(model, tokenizer, tmp_path / "elmo.onnx", rounds=1)["difference"] < 1e-6
+    assert export.check(model, tokenizer, written[0], rounds=1)["difference"] < 1e-6
     with torch.no_grad():
         model.lstm.layers[1].weight_hr += 0.5
-    assert export.check(model, tokenizer, tmp_path / "elmo.onnx", rounds=1)["difference"] > 1e-3
+    assert export.check(model, tokenizer, written[0], rounds=1)["difference"] > 1e-3
 
 
 @pytest.mark.parametrize(
     ("model", "file", "message"),
-    [("nowhere", "a.onnx", "nowhere has no ELMo model"), ("model", "no/folder/a.onnx", "is no folder")],
+    [("nowhere", "a.onnx", "nowhere has no ELMo model"), ("{folder}", "no/folder/a.onnx", "is no folder")],
 )
 def test_mistakes_are_told(folder, tmp_path, capsys, model, file, message):
-    assert export.main([str(tmp_path / model), str(tmp_path / file)]) == 2
+    assert export.main([str(tmp_path / model.format(folder=folder)), str(tmp_path / file)]) == 2
     assert message in capsys.readouterr().err
