@@ -31,7 +31,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 # there and wait for them (pytorch issue 135712).
 TORCHRUN_ENVIRONMENT = ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PATIENCE = 150  # seconds for anything
-SLOW_TO_IMPORT = ["modeling_elmo.pretraining", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+SLOW_TO_IMPORT = [
+    "modeling_elmo.pretraining", "modeling_elmo.finetuning", "matplotlib.figure", "matplotlib.backends.backend_agg",
+]  # fmt: skip
 
 
 def load_script(name: str) -> ModuleType:
