@@ -118,6 +118,13 @@ class Pretrainer:
         resumes, overwrite = args.resume_from_checkpoint is not None, args.overwrite_output_dir
         self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite)
         on_main(self.accelerator, self.folder.claim)
+        with ExitStack() as stack:
+            stack.callback(self.folder.unlock)  # if nothing comes of this run
+            self._set_up()
+            stack.pop_all()
+
+    def _set_up(self):
+        args = self.args
         self.checkpoint = None
         if args.resume_from_checkpoint is not None:
             self.checkpoint = find_checkpoint(self.accelerator, args.resume_from_checkpoint, self.output_dir)

@@ -12,7 +12,7 @@ from training_runs import ROOT, flags, forked, log_of
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
-from modeling_elmo.checkpoints import check, checkpoints_of
+from modeling_elmo.checkpoints import CheckpointError, check, checkpoints_of
 from modeling_elmo.corpus import Corpus, write_corpus
 from modeling_elmo.evaluation import evaluate
 from modeling_elmo.lanes import TypeTable
@@ -242,6 +242,16 @@ def test_what_is_no_checkpoint_is_named(run, folder, tmp_path, capsys):
     assert run(*flags(folder, tmp_path / "out", resume_from_checkpoint=folder)) == 2
     assert "is not a checkpoint" in capsys.readouterr().err
     assert run(*flags(folder, tmp_path / "out", resume_from_checkpoint="auto", max_steps=2)) == 0
+
+
+def test_a_run_that_cannot_start_leaves_its_folder_to_others(folder, tmp_path, run):
+    """Also while its error is still at hand, as in a notebook."""
+    output = tmp_path / "out"
+    with pytest.raises(CheckpointError) as error:
+        Pretrainer(parse_arguments(PretrainingArguments, flags(folder, output, resume_from_checkpoint=folder)))
+    assert not list(output.iterdir())
+    assert run(*flags(folder, output, max_steps=2)) == 0
+    assert "is not a checkpoint" in str(error.value)
 
 
 def test_seeds_differ_by_every_number():
