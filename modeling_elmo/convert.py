@@ -1,7 +1,15 @@
 """Published ELMo weights to transformers folders and back: `python -m modeling_elmo.convert SRC DST`.
 
-`allennlp_format` tells the layout of AllenNLP's weights, `allennlp_files` reads and writes them, `allennlp_archive`
-reads those of its task models, `tf_hub_module` those of TF-Hub; `many_langs` reads ELMoForManyLangs.
+    python -m modeling_elmo.convert legacy my-elmo               # folder or zip: options.json, weights.hdf5, vocab.txt
+    python -m modeling_elmo.convert --options options.json --weights weights.hdf5 my-elmo
+    python -m modeling_elmo.convert zht.model my-elmo            # ELMoForManyLangs: its folder, or NLPL's zip
+    python -m modeling_elmo.convert save_dir my-elmo             # bilm-tf's trainer, model.ckpt-*: with the softmax
+    python -m modeling_elmo.convert elmo_3.tar.gz my-elmo        # TF-Hub: the archive or its folder
+    python -m modeling_elmo.convert model.tar.gz my-elmo         # the ELMo of an AllenNLP model
+    python -m modeling_elmo.convert --to-allennlp my-elmo back   # options.json and weights.hdf5 again, bit for bit
+
+SRC is a folder, an archive or model.ckpt-*; DST becomes a folder for `AutoModel.from_pretrained`. The functions
+`convert_from_allennlp`, `convert_from_many_langs` and `convert_to_allennlp` do the same.
 """
 
 import argparse
@@ -27,7 +35,7 @@ from .allennlp_files import (
 )
 from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
-from .commands import new_folder, run_command
+from .commands import command_parser, new_folder, run_command
 from .language_model import ElmoForPreTraining
 from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
@@ -230,12 +238,10 @@ FOR_THE_HUB = ("language", "license", "push", "private")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_elmo.convert",
-        description="Convert published ELMo weights (AllenNLP, bilm-tf and its checkpoints, NLPL, TF-Hub, "
-        "ELMoForManyLangs) to a transformers folder, or back to AllenNLP's format.",
-        usage="%(prog)s [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN] [--license NAME]\n"
-        "    (SRC DST | --options FILE --weights FILE DST)\n%(prog)s [--overwrite] --to-allennlp SRC DST",
+    parser = command_parser("convert", __doc__)
+    parser.usage = (
+        "%(prog)s [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN] [--license NAME]\n"
+        "    (SRC DST | --options FILE --weights FILE DST)\n%(prog)s [--overwrite] --to-allennlp SRC DST"
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a folder, an archive or model.ckpt-*, and the folder to write"

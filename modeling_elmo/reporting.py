@@ -1,13 +1,17 @@
-"""The curve of a pretraining run, from its log: as a picture and as text.
+"""The curve of a pretraining run, from its log: `python -m modeling_elmo.reporting LOG [PICTURE]`.
 
-python -m modeling_elmo.reporting runs/tiny/log.jsonl curve.png
+python -m modeling_elmo.reporting runs/tiny/log.jsonl              # as text
+python -m modeling_elmo.reporting runs/tiny/log.jsonl curve.png    # and as a picture
 """
 
-import argparse
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from .commands import command_parser, run_command
 
 Line = dict[str, Any]
 NOTHING_LOGGED = "nothing logged yet"
@@ -129,15 +133,25 @@ def tick_values(low: float, high: float) -> list[float]:
     return [value for value in values if low <= value <= high] or [float(f"{value:.4g}") for value in (low, high)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Show the curve of a pretraining run.")
-    parser.add_argument("log_file")
-    parser.add_argument("png_file", nargs="?", help="also draw it into this file")
-    arguments = parser.parse_args()
-    print(terminal_curve(arguments.log_file))
-    if arguments.png_file:
-        plot_curve(arguments.log_file, arguments.png_file)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code is that of `run_command`."""
+    parser = command_parser("reporting", __doc__)
+    parser.add_argument("log_file", metavar="LOG", help="log.jsonl in the folder of a run")
+    parser.add_argument("png_file", metavar="PICTURE", nargs="?", help="also draw it into this file, as a PNG")
+    arguments = parser.parse_args(argv)
+
+    def run():
+        if not Path(arguments.log_file).is_file():
+            raise FileNotFoundError(f"no file {arguments.log_file}: give log.jsonl in the folder of a run")
+        try:
+            print(terminal_curve(arguments.log_file))
+            if arguments.png_file:
+                plot_curve(arguments.log_file, arguments.png_file)
+        except (KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{arguments.log_file} is not the log of a run") from error
+
+    return run_command(run, ImportError, ValueError)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

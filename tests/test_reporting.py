@@ -116,9 +116,19 @@ def test_without_matplotlib_the_way_out_is_named(log, tmp_path, monkeypatch):
         plot_curve(log, tmp_path / "curve.png")
 
 
-def test_command(log, tmp_path, monkeypatch, capsys):
+def test_command(log, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(sys, "argv", ["reporting", str(log), str(tmp_path / "curve.png")])
-    main()
+    assert main([str(log), str(tmp_path / "curve.png")]) == 0
     assert capsys.readouterr().out.strip() == terminal_curve(log).strip()
     assert (tmp_path / "curve.png").is_file()
+
+
+@pytest.mark.parametrize("text", [None, '{"step": 1}', "5", b"\xff"])
+def test_what_is_no_log_is_told(text, tmp_path, capsys):
+    file = tmp_path / "log.jsonl"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main([str(file)]) == 2
+    told = capsys.readouterr()
+    reason = f"no file {file}: give log.jsonl" if text is None else f"{file} is not the log of a run"
+    assert told.out == "" and told.err.startswith(f"error: {reason}") and told.err.count("\n") == 1

@@ -1,0 +1,29 @@
+"""Every command as `python -m` starts it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_elmo
+
+SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
+COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # other tests have imported it
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_starts_as_a_module_and_tells_how_it_is_used(command, monkeypatch, capsys):
+    for arguments, code in ((["--help"], 0), (["--no-such-flag"], 2)):
+        monkeypatch.setattr(sys, "argv", [command, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"modeling_elmo.{command}", run_name="__main__")
+        assert ended.value.code == code
+    told = capsys.readouterr()
+    assert told.out.startswith(f"usage: python -m modeling_elmo.{command}") and "Traceback" not in told.err
+    assert f"python -m modeling_elmo.{command} " in told.out.partition("\n\n")[2], "an example, in the description"
+
+
+def test_there_are_commands():
+    assert {"convert", "embed", "perplexity", "publish"} <= set(COMMANDS)
