@@ -1,7 +1,9 @@
 """The curve of a pretraining run, from its log: `python -m modeling_elmo.reporting LOG [PICTURE]`.
 
-python -m modeling_elmo.reporting runs/tiny/log.jsonl              # as text
-python -m modeling_elmo.reporting runs/tiny/log.jsonl curve.png    # and as a picture
+    python -m modeling_elmo.reporting runs/tiny/log.jsonl              # as text
+    python -m modeling_elmo.reporting runs/tiny/log.jsonl curve.png    # and as a picture
+
+The functions `terminal_curve` and `plot_curve` do the same.
 """
 
 import json

@@ -349,5 +349,5 @@ def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
     assert run(folder, corpus, tmp_path / "one", *options) == 0
     arguments = [str(folder), str(corpus), str(tmp_path / "two"), *options]
     code, told = forked(arguments, tmp_path / "told", processes=2, script="modeling_elmo.embed")
-    assert code == 0 and f"{len(LINES)} texts" in told, told
+    assert code == 0 and f"{tmp_path / 'two'}: {len(LINES)} texts" in told, told
     assert_same_parts(tmp_path / "two", tmp_path / "one")
