@@ -135,6 +135,7 @@ class _PlainLstm(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         make = lambda: nn.LSTM(config.projection_dim, config.lstm_dim, proj_size=config.projection_dim)  # noqa: E731
         self.layers = nn.ModuleList(nn.ModuleList([make(), make()]) for _ in range(config.num_hidden_layers))
+        self.initial_hidden = self.initial_cell = None  # lanes begin in zeros
 
     def forward(self, inputs: Tensor, packing, state: ElmoState) -> tuple[list[Tensor], ElmoState]:
         steps = len(packing.batch_sizes)

@@ -12,24 +12,12 @@ REAL stands for the type of numbers in memory, float or bfloat16; sums are float
 """
 
 SIZES = r"""
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define LANES 16                /* numbers in a register */
-#define TILE 6                  /* rows whose sums are in registers, in four of them each */
-#elif defined(__AVX2__) && defined(__FMA__)
-#define LANES 8
-#define TILE 3
-#else
-#define LANES 4
-#define TILE 2
-#endif
+/* Rows whose sums are in registers, in four of them each. */
+#define TILE (LANES == 16 ? 6 : LANES == 8 ? 3 : 2)
 #define COLUMNS (4 * LANES)     /* of a block: four gates of LANES cells, or as many outputs */
 #define GROUP (64 / LANES)      /* blocks of a task: 64 cells, whole lines of the cache */
 #define ROWS 72                 /* texts of a task */
 #define DEPTH 64                /* inputs whose weights stay in the first cache meanwhile */
-
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-typedef int32_t pairs __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 int lanes(void) { return LANES; }
 int rows_of_a_task(void) { return ROWS; }
@@ -50,10 +38,17 @@ int serves_bfloat16(void) { return LANES > 4; }
 #define IN_REGISTER(weights)
 #endif
 
+static inline float widened(bfloat16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
 /* sum + x w for LANES columns: one input of float, two of bfloat16, whose weights lie in pairs. */
 enum { STEP_float = 1, STEP_bfloat16 = 2 };
-static inline vector first_of(pairs w) { return (vector)(w << 16); }
-static inline vector second_of(pairs w) { return (vector)(w & (int32_t)0xffff0000); }
+static inline vector first_of(vector w) { return (vector)((uints)w << 16); }
+static inline vector second_of(vector w) { return (vector)((uints)w & 0xffff0000); }
 static inline vector times_float(vector sum, const float *x, vector w) { return sum + x[0] * w; }
 static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
 #if defined(__AVX512BF16__)
@@ -61,7 +56,7 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
     memcpy(&pair, x, 4);
     return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
 #else
-    return sum + load_bfloat16(x) * first_of((pairs)w) + load_bfloat16(x + 1) * second_of((pairs)w);
+    return sum + widened(x[0]) * first_of(w) + widened(x[1]) * second_of(w);
 #endif
 }
 
@@ -76,14 +71,13 @@ enum { WIDENED_bfloat16 = 8 };
 static void widen_weights(int64_t depth, const void *w, float *floats) {
     for (int64_t k = 0; k < depth * COLUMNS; k += 2 * COLUMNS)
         for (int64_t column = 0; column < COLUMNS; column += LANES) {
-            pairs both = *(const pairs *)((const bfloat16 *)w + k + 2 * column);
+            vector both = *(const vector *)((const bfloat16 *)w + k + 2 * column);
             *(vector *)(floats + k + column) = first_of(both);
             *(vector *)(floats + k + COLUMNS + column) = second_of(both);
         }
 }
-typedef uint32_t bits __attribute__((may_alias));
 static void widen_row(int64_t depth, const void *x, float *floats) {
-    for (int64_t k = 0; k < depth; k++) ((bits *)floats)[k] = (uint32_t)((const uint16_t *)x)[k] << 16;
+    for (int64_t k = 0; k < depth; k++) floats[k] = widened(((const bfloat16 *)x)[k]);
 }
 """
 
@@ -209,22 +203,11 @@ static void cells_REAL(const layer_REAL *l, step_REAL s, int64_t side, int64_t g
     }
     for (int64_t r = 0; r < rows; r++)
         for (int64_t b = 0; b < number; b++) {
-            int64_t first = (group + b) * LANES, width = l->dim - first < LANES ? l->dim - first : LANES;
-            const float *of_row = sums[b] + r * COLUMNS, *c_row = c + r * l->dim + first;
-            float *new_c_row = new_c + r * l->dim + first;
-            REAL *out_row = out + r * l->dim + first, *gates = l->gates + (here + r) * 4 * l->dim + first;
-            #define CELLS(keep) \
-                for (int64_t k = 0; k < width; k++) \
-                    forward_place_REAL(of_row[k], of_row[LANES + k], of_row[2 * LANES + k], of_row[3 * LANES + k], \
-                                       c_row[k], l->cell_bound, l->dim, new_c_row + k, out_row + k, keep, gates + k);
-            if (l->cells) {
-                #pragma omp simd
-                CELLS(1)
-            } else {
-                #pragma omp simd
-                CELLS(0)
-            }
-            #undef CELLS
+            const int64_t first = (group + b) * LANES, at = r * l->dim + first;
+            const vector *gates = (const vector *)(sums[b] + r * COLUMNS);
+            REAL *kept = l->cells ? l->gates + (here + r) * 4 * l->dim + first : NULL;
+            forward_places_REAL(l->dim - first, gates[0], gates[1], gates[2], gates[3], c + at, l->cell_bound, l->dim,
+                                new_c + at, out + at, kept);
         }
 }
 
@@ -238,9 +221,9 @@ static void project_REAL(const layer_REAL *l, step_REAL s, int64_t side, int64_t
     const REAL *mixed = l->mixed + (l->cells ? here : side * l->rows + row) * l->dim;
     accumulate_REAL(rows, l->dim, mixed, l->weight_hr + at * l->dim * COLUMNS, sums);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < width; k++)
-            store_REAL(l->outputs + (here + r) * l->projection + first + k,
-                       clip(sums[r * COLUMNS + k], l->projection_bound));
+        for (int64_t k = 0; k < width; k += LANES)
+            store_REAL(l->outputs + (here + r) * l->projection + first + k, width - k,
+                       clip(*(vector *)(sums + r * COLUMNS + k), l->projection_bound));
 }
 
 #define EACH_TASK(blocks, per_task, number) \
@@ -302,16 +285,16 @@ static void d_cells_REAL(const gradient_REAL *l, step_REAL s, int64_t side, int6
         accumulate_REAL(rows, l->projection, d_outputs, l->weight_hr + at * l->projection * COLUMNS, sums);
     } else
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t k = 0; k < width; k++) sums[r * COLUMNS + k] = load_REAL(d_outputs + r * l->dim + first + k);
+            for (int64_t k = 0; k < width; k += LANES)
+                *(vector *)(sums + r * COLUMNS + k) = load_REAL(d_outputs + r * l->dim + first + k, width - k);
     for (int64_t r = 0; r < rows; r++) {
         const REAL *gates = l->gates + (here + r) * 4 * l->dim + first;
         const float *before = c + r * l->dim + first, *after = l->cells + (here + r) * l->dim + first;
         float *d_c = l->d_cell + (state + r) * l->dim + first;
         REAL *d_gates = l->d_gates + (here + r) * 4 * l->dim + first;
-        #pragma omp simd
-        for (int64_t k = 0; k < width; k++)
-            backward_place_REAL(gates + k, before[k], after[k], sums[r * COLUMNS + k], l->cell_bound, l->dim, d_c + k,
-                                d_gates + k);
+        for (int64_t k = 0; k < width; k += LANES)
+            backward_places_REAL(width - k, gates + k, before + k, after + k, *(vector *)(sums + r * COLUMNS + k),
+                                 l->cell_bound, l->dim, d_c + k, d_gates + k);
     }
 }
 
@@ -324,12 +307,13 @@ static void d_hidden_REAL(const gradient_REAL *l, step_REAL s, int64_t side, int
     memset(sums, 0, sizeof(float) * rows * COLUMNS);
     accumulate_REAL(rows, 4 * l->dim, d_gates, l->weight_hh + at * 4 * l->dim * COLUMNS, sums);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < width; k++) {
-            float d = sums[r * COLUMNS + k];
-            int64_t to = (side * l->words + s.before + row + r) * l->out_width + first + k;
-            if (!s.t) store_REAL(l->d_hidden + (side * l->rows + row + r) * l->out_width + first + k, d);
-            else if (fabsf(load_REAL(l->outputs + to)) < l->projection_bound)
-                store_REAL(l->d_outputs + to, load_REAL(l->d_outputs + to) + d);
+        for (int64_t k = 0; k < width; k += LANES) {
+            int64_t n = width - k, to = (side * l->words + s.before + row + r) * l->out_width + first + k;
+            vector d = *(vector *)(sums + r * COLUMNS + k);
+            if (s.t) {
+                d = either(is_within(load_REAL(l->outputs + to, n), l->projection_bound), d, everywhere(0));
+                store_REAL(l->d_outputs + to, n, load_REAL(l->d_outputs + to, n) + d);
+            } else store_REAL(l->d_hidden + (side * l->rows + row + r) * l->out_width + first + k, n, d);
         }
 }
 

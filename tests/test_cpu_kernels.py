@@ -1,4 +1,4 @@
-"""Compiling kernels, and doing without a compiler. That their numbers are right is tested in test_lstm.py."""
+"""Compiling kernels, and doing without a compiler. That a layer's numbers are right is tested in test_lstm.py."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_runs import fork_server
@@ -49,6 +50,31 @@ def test_compiled_once_and_kept(tmp_path, monkeypatch):
 def test_other_dtypes_have_no_kernel():
     for dtype in (torch.float64, torch.float16):
         assert cpu_kernels.cell_kernels(dtype) is None and recurrence_kernel(dtype) is None
+
+
+def activated(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """sigmoid(x) and tanh(x) as the kernel leaves them in its gates: (numbers,) each."""
+    gates, zeros = x.repeat(4).view(1, 1, -1), torch.zeros(1, 1, 4 * len(x))
+    cell = torch.zeros(1, 1, len(x))
+    kernel = cpu_kernels.cell_kernels(torch.float32)
+    kernel.forward(gates, zeros, zeros[0], cell, cell, torch.empty_like(cell), float("inf"), keep=True)
+    i, f, g, o = gates.view(4, -1).numpy()  # (numbers,) each
+    np.testing.assert_array_equal(i, f)
+    np.testing.assert_array_equal(i, o)
+    return i, g
+
+
+@needs_compiler
+def test_activations_are_exact_to_3_ulp():
+    sizes = torch.logspace(-30, 2, 100_003)  # not a multiple of what a register holds
+    x = torch.cat([sizes, -sizes]).clamp(-86, 86)
+    sigmoid, tanh = activated(x)
+    expected = torch.sigmoid(x.double()).numpy(), torch.tanh(x.double()).numpy()
+    for actual, wanted in zip((sigmoid, tanh), expected, strict=True):
+        assert (np.abs(actual - wanted) <= 3 * np.spacing(np.abs(wanted).astype(np.float32))).all()
+    sigmoid, tanh = activated(torch.tensor([float("inf"), float("-inf"), float("nan"), -1e30]))
+    np.testing.assert_array_equal(tanh, np.array([1, -1, np.nan, -1], np.float32))
+    np.testing.assert_allclose(sigmoid, np.array([1, 0, np.nan, 0]), rtol=0, atol=2e-38)
 
 
 @needs_compiler

@@ -40,8 +40,8 @@ def library(request, tmp_path_factory):
     capability = torch.backends.cpu.get_cpu_capability()
     if architecture == "haswell" and capability not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
-    sizes = SIZES.replace("defined(__AVX512F__)", "1", 1) if wide else SIZES
-    source = ARITHMETIC + sizes + for_each_dtype(PLACE + LAYER + GRADIENT)
+    arithmetic = ARITHMETIC.replace("defined(__AVX512F__)", "1", 1) if wide else ARITHMETIC
+    source = arithmetic + SIZES + for_each_dtype(PLACE + LAYER + GRADIENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELING_ELMO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(c_library_module, "CANDIDATE_FLAGS", [[f"-march={architecture}", "-fopenmp"]])
