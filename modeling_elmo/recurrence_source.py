@@ -17,7 +17,8 @@ SIZES = r"""
 #define COLUMNS (4 * LANES)     /* of a block: four gates of LANES cells, or as many outputs */
 #define GROUP (64 / LANES)      /* blocks of a task: 64 cells, whole lines of the cache */
 #define ROWS 72                 /* texts of a task */
-#define DEPTH 64                /* inputs whose weights stay in the first cache meanwhile */
+enum { DEPTH_float = 64, DEPTH_bfloat16 = 128 };  /* inputs whose weights stay in the first cache meanwhile */
+enum { NEXT_TO_float = 2, NEXT_TO_bfloat16 = 3 };  /* where those behind them go: 3 is the first cache, 2 the second */
 
 int lanes(void) { return LANES; }
 int rows_of_a_task(void) { return ROWS; }
@@ -145,21 +146,23 @@ __attribute__((always_inline)) static inline void tile_REAL(
 
 /* The same for any number of rows. */
 static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const REAL *w, float *sums) {
-    const int is_widened = rows >= WIDENED_REAL;
-    float w_floats[DEPTH * COLUMNS] __attribute__((aligned(64))), x_floats[TILE * DEPTH] __attribute__((aligned(64)));
-    for (int64_t first = 0; first < depth; first += DEPTH) {
-        int64_t part = depth - first < DEPTH ? depth - first : DEPTH, r = 0;
+    const int is_widened = rows >= WIDENED_REAL, most = DEPTH_REAL;
+    float w_floats[DEPTH_REAL * COLUMNS] __attribute__((aligned(64)));
+    float x_floats[TILE * DEPTH_REAL] __attribute__((aligned(64)));
+    for (int64_t first = 0; first < depth; first += most) {
+        int64_t part = depth - first < most ? depth - first : most, r = 0;
         const REAL *w_part = w + first * COLUMNS;
         if (is_widened) widen_weights(part, w_part, w_floats);
         /* The weights of the next part, which lie behind these, are on their way meanwhile. */
         const char *next = (const char *)(w_part + part * COLUMNS);
         int64_t ahead = part * COLUMNS * (int64_t)sizeof(REAL), per_row = rows < TILE ? 0 : ahead / rows;
         #define RUN(n) do { \
-            for (int64_t at = r * per_row; at < (r + n) * per_row; at += 64) __builtin_prefetch(next + at, 0, 2); \
+            for (int64_t at = r * per_row; at < (r + n) * per_row; at += 64) \
+                __builtin_prefetch(next + at, 0, NEXT_TO_REAL); \
             const REAL *x_part = x + r * depth + first; \
             if (is_widened) { \
-                for (int row = 0; row < n; row++) widen_row(part, x_part + row * depth, x_floats + row * DEPTH); \
-                tile_float(n, part, x_floats, DEPTH, w_floats, sums + r * COLUMNS); \
+                for (int row = 0; row < n; row++) widen_row(part, x_part + row * depth, x_floats + row * most); \
+                tile_float(n, part, x_floats, most, w_floats, sums + r * COLUMNS); \
             } else tile_REAL(n, part, x_part, depth, w_part, sums + r * COLUMNS); \
             r += n; \
         } while (0)
