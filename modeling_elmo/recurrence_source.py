@@ -229,27 +229,37 @@ static void project_REAL(const layer_REAL *l, step_REAL s, int64_t side, int64_t
                        clip(*(vector *)(sums + r * COLUMNS + k), l->projection_bound));
 }
 
+/* A call for all sides, by as many threads as are worth it. With one for each side, each runs through all steps alone:
+   who waits for another at each step waits long where others want the processor, too. */
+#define BY_SIDE(l, run) do { \
+    int threads = l->sizes[0] * l->dim * l->out_width < 1 << 15 ? 1 : (int)l->threads; \
+    if (threads == l->sides) { \
+        _Pragma("omp parallel for schedule(static) num_threads(threads)") \
+        for (int64_t side = 0; side < l->sides; side++) run(l, side, side + 1, 1); \
+    } else run(l, 0, l->sides, threads); \
+} while (0)
+
+/* The tasks of one step and the sides from `first` to `end`. */
 #define EACH_TASK(blocks, per_task, number) \
-    for (int64_t side = 0; side < l->sides; side++) \
+    for (int64_t side = first; side < end; side++) \
         for (int64_t block = 0; block < blocks; block += per_task) \
             for (int64_t row = 0; row < number; row += ROWS)
 #define ROWS_OF_TASK(number) (number - row < ROWS ? number - row : ROWS)
 
 /* All steps. With few texts, the input's part of several steps is one product. */
-void forward_REAL(const layer_REAL *l) {
+static void steps_REAL(const layer_REAL *l, int64_t first, int64_t end, int threads) {
     int64_t blocks = (l->dim + LANES - 1) / LANES, out_blocks = (l->projection + COLUMNS - 1) / COLUMNS;
-    int threads = l->sizes[0] * l->dim * l->out_width < 1 << 15 ? 1 : l->threads;
     #pragma omp parallel num_threads(threads)
     for (step_REAL s = {0, 0, 0, -1}; s.t < l->steps;) {
-        int64_t end = s.t + 1, words = l->sizes[s.t];
-        while (end < l->steps && words + l->sizes[end] <= ROWS) words += l->sizes[end++];
-        s.hoisted_from = end > s.t + 1 ? s.place : -1;
+        int64_t next = s.t + 1, words = l->sizes[s.t];
+        while (next < l->steps && words + l->sizes[next] <= ROWS) words += l->sizes[next++];
+        s.hoisted_from = next > s.t + 1 ? s.place : -1;
         if (s.hoisted_from >= 0) {
             #pragma omp for collapse(3) schedule(static)
             EACH_TASK(blocks, 1, words)
                 input_part_REAL(l, side, block, s.place, words, l->hoisted + (side * blocks + block) * ROWS * COLUMNS);
         }
-        for (; s.t < end; s.t++) {
+        for (; s.t < next; s.t++) {
             int64_t size = l->sizes[s.t];
             #pragma omp for collapse(3) schedule(static)
             EACH_TASK(blocks, GROUP, size) cells_REAL(l, s, side, block, row, ROWS_OF_TASK(size));
@@ -260,6 +270,8 @@ void forward_REAL(const layer_REAL *l) {
         }
     }
 }
+
+void forward_REAL(const layer_REAL *l) { BY_SIDE(l, steps_REAL); }
 """
 
 GRADIENT = r"""
@@ -321,9 +333,8 @@ static void d_hidden_REAL(const gradient_REAL *l, step_REAL s, int64_t side, int
 }
 
 /* All steps, from the last one on. */
-void backward_REAL(const gradient_REAL *l) {
+static void steps_back_REAL(const gradient_REAL *l, int64_t first, int64_t end, int threads) {
     int64_t blocks = (l->dim + COLUMNS - 1) / COLUMNS, out_blocks = (l->out_width + COLUMNS - 1) / COLUMNS;
-    int threads = l->sizes[0] * l->dim * l->out_width < 1 << 15 ? 1 : l->threads;
     #pragma omp parallel num_threads(threads)
     for (step_REAL s = {l->steps - 1, l->words, 0, -1}; s.t >= 0; s.t--) {
         int64_t size = l->sizes[s.t];
@@ -335,4 +346,6 @@ void backward_REAL(const gradient_REAL *l) {
         EACH_TASK(out_blocks, 1, size) d_hidden_REAL(l, s, side, block, row, ROWS_OF_TASK(size));
     }
 }
+
+void backward_REAL(const gradient_REAL *l) { BY_SIDE(l, steps_back_REAL); }
 """

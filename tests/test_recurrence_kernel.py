@@ -163,6 +163,20 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(kernel, dtype):
         assert torch.equal(alone.cell[:, 0], together.cell[:, row])
 
 
+def test_any_number_of_threads_computes_the_same_bits(kernel, dtype, monkeypatch):
+    """One for all, one for each direction, and several for both."""
+    sizes, bounds = [80] * 3 + [6] * 12, (0.8, 0.7)
+    inputs, *weights, bias, hidden, cell, _ = make_layer(dtype, 64, 128, 64, sizes)
+    packed, results = kernel.pack_layer(weights), []
+    for threads in (1, 2, 3, 5):
+        monkeypatch.setattr("modeling_elmo.recurrence_kernel._threads", lambda threads=threads: threads)
+        forward = kernel.forward(inputs, packed, bias, hidden, cell, sizes, bounds, keep=True)
+        gradient = [torch.ones_like(forward.outputs), torch.ones_like(cell)]
+        results.append([*forward, *kernel.backward(forward, *weights[1:], *gradient, sizes, bounds), *gradient])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
 CHANGES = {
     "width": lambda layer: layer.__setitem__(0, layer[0][:, :, :-2]),
     "words": lambda layer: layer.__setitem__(0, layer[0][:, 1:]),
