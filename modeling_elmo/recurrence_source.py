@@ -64,10 +64,12 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
 /* From how many rows on numbers of bfloat16 become floats first, to be multiplied as such in the same order: where
    there are no products of bfloat16. Else never. */
 enum { NEVER = 1 << 30, WIDENED_float = NEVER };
+/* From how many rows on it pays to ask for the weights that come next; with fewer the processor does it by itself. */
+enum { FETCHED_float = TILE };
 #if defined(__AVX512BF16__)
-enum { WIDENED_bfloat16 = NEVER };
+enum { WIDENED_bfloat16 = NEVER, FETCHED_bfloat16 = 48 };
 #else
-enum { WIDENED_bfloat16 = 8 };
+enum { WIDENED_bfloat16 = 8, FETCHED_bfloat16 = TILE };
 #endif
 static void widen_weights(int64_t depth, const void *w, float *floats) {
     for (int64_t k = 0; k < depth * COLUMNS; k += 2 * COLUMNS)
@@ -155,7 +157,7 @@ static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const RE
         if (is_widened) widen_weights(part, w_part, w_floats);
         /* The weights of the next part, which lie behind these, are on their way meanwhile. */
         const char *next = (const char *)(w_part + part * COLUMNS);
-        int64_t ahead = part * COLUMNS * (int64_t)sizeof(REAL), per_row = rows < TILE ? 0 : ahead / rows;
+        int64_t ahead = part * COLUMNS * (int64_t)sizeof(REAL), per_row = rows < FETCHED_REAL ? 0 : ahead / rows;
         #define RUN(n) do { \
             for (int64_t at = r * per_row; at < (r + n) * per_row; at += 64) \
                 __builtin_prefetch(next + at, 0, NEXT_TO_REAL); \
