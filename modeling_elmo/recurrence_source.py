@@ -62,11 +62,10 @@ static inline vector times_bfloat16(vector sum, const bfloat16 *x, vector w) {
 }
 
 /* From how many rows on numbers of bfloat16 become floats first, to be multiplied as such in the same order: where
-   there are no products of bfloat16. Else never. */
-enum { NEVER = 1 << 30, WIDENED_float = NEVER };
-/* From how many rows on it pays to ask for the weights that come next; with fewer the processor does it by itself
+   there are no products of bfloat16. Else never.
+   And from how many on it pays to ask for the weights that come next: with fewer the processor does it by itself
    (measured on Zen 4, with AVX2 and with AVX-512 BF16). */
-enum { FETCHED_float = TILE };
+enum { NEVER = 1 << 30, WIDENED_float = NEVER, FETCHED_float = TILE };
 #if defined(__AVX512BF16__)
 enum { WIDENED_bfloat16 = NEVER, FETCHED_bfloat16 = 48 };
 #else
@@ -149,11 +148,11 @@ __attribute__((always_inline)) static inline void tile_REAL(
 
 /* The same for any number of rows. */
 static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const REAL *w, float *sums) {
-    const int is_widened = rows >= WIDENED_REAL, most = DEPTH_REAL;
+    const int is_widened = rows >= WIDENED_REAL;
     float w_floats[DEPTH_REAL * COLUMNS] __attribute__((aligned(64)));
     float x_floats[TILE * DEPTH_REAL] __attribute__((aligned(64)));
-    for (int64_t first = 0; first < depth; first += most) {
-        int64_t part = depth - first < most ? depth - first : most, r = 0;
+    for (int64_t first = 0; first < depth; first += DEPTH_REAL) {
+        int64_t part = depth - first < DEPTH_REAL ? depth - first : DEPTH_REAL, r = 0;
         const REAL *w_part = w + first * COLUMNS;
         if (is_widened) widen_weights(part, w_part, w_floats);
         /* The weights of the next part, which lie behind these, are on their way meanwhile. */
@@ -164,8 +163,8 @@ static void accumulate_REAL(int64_t rows, int64_t depth, const REAL *x, const RE
                 __builtin_prefetch(next + at, 0, NEXT_TO_REAL); \
             const REAL *x_part = x + r * depth + first; \
             if (is_widened) { \
-                for (int row = 0; row < n; row++) widen_row(part, x_part + row * depth, x_floats + row * most); \
-                tile_float(n, part, x_floats, most, w_floats, sums + r * COLUMNS); \
+                for (int row = 0; row < n; row++) widen_row(part, x_part + row * depth, x_floats + row * DEPTH_REAL); \
+                tile_float(n, part, x_floats, DEPTH_REAL, w_floats, sums + r * COLUMNS); \
             } else tile_REAL(n, part, x_part, depth, w_part, sums + r * COLUMNS); \
             r += n; \
         } while (0)

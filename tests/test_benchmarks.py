@@ -24,8 +24,10 @@ def test_a_training_step_of_the_opponents(every_word):
     assert loss.isfinite() and all(weight.grad.any() for weight in model.elmo.lstm.parameters())
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-@pytest.mark.parametrize("opponent", [TorchLstm, Products])
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.mark.parametrize("opponent", [TorchLstm, pytest.param(Products, marks=needs_onednn)])
 def test_the_opponents_of_the_lstm_run(opponent):
     runs = {"it": opponent(ElmoConfig(**TINY), 3, 4, torch.float32)}
     assert interleaved(runs, rounds=1)["it"] > 0
