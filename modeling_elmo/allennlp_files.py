@@ -232,10 +232,16 @@ def _open_hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
 
 
 def _datasets(file: Any) -> dict[str, Any]:
-    """All datasets of an open HDF5 file by name, unread."""
+    """All datasets of an open HDF5 file by name, unread; none whose values lie in other files of this machine."""
     nodes: dict[str, Any] = {}
     file.visititems(nodes.__setitem__)
-    return {dataset_name(name): node for name, node in nodes.items() if hasattr(node, "shape")}
+    datasets = {name: node for name, node in nodes.items() if hasattr(node, "shape")}
+    for name, dataset in datasets.items():
+        if dataset.external or dataset.is_virtual:
+            raise ConversionError(
+                f"dataset {name!r} takes its values from other files: published weights hold their own"
+            )
+    return {dataset_name(name): dataset for name, dataset in datasets.items()}
 
 
 def checked_values(name: str, dataset: Any) -> np.ndarray:

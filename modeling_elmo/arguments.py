@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,24 +73,43 @@ def check_keys(recipe: dict[str, Any], dataclass_type: type, path: str):
         if key not in fields:
             raise ArgumentsError(f"unknown key {key!r} in the recipe {path!r}{hint_for(str(key), dataclass_type)}")
         kind = str(fields[key].type).removeprefix("<class '").removesuffix("'>")  # as written: "int", "str | None"
-        if isinstance(value, list) != kind.startswith("list") or isinstance(value, dict):
-            wanted = "a list" if kind.startswith("list") else "a single value"
-            raise ArgumentsError(f"{key} in the recipe {path!r} must be {wanted}, not {value!r}")
+        recipe[key] = checked_value(value, kind, f"{key} in the recipe {path!r}")
         choices = fields[key].metadata.get("choices")
         if choices and value not in choices:
             raise ArgumentsError(f"{key} in the recipe {path!r} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def checked_value(value: Any, kind: str, name: str) -> Any:
+    """A value of a recipe as the flag would be read; an `ArgumentsError` where it has another type.
+
+    Args:
+        kind: the type as `PretrainingArguments` writes it, such as "float", "str | None" or "list[str]".
+        name: what the value is, for the message.
+    """
+    if value is None and kind.endswith("None"):
+        return None
+    kind = kind.removesuffix(" | None")
+    if kind.startswith("list"):
+        if not isinstance(value, list):
+            raise ArgumentsError(f"{name} must be a list, not {value!r}")
+        return [checked_value(item, kind[len("list[") : -1], f"each of {name}") for item in value]
+    if isinstance(value, list | dict):
+        raise ArgumentsError(f"{name} must be a single value, not {value!r}")
+    if kind in ("int", "float"):
         # A quoted or exponent-only number ("1e-3" is text in YAML) is read as the flag would be.
-        for name, number in (("int", int), ("float", float)):
-            if kind.startswith(name) and value is not None:
-                try:
-                    exact = number(value)
-                except ValueError:
-                    exact = None
-                if exact is None or isinstance(value, bool) or (name == "int" and exact != float(value)):
-                    raise ArgumentsError(f"{key} in the recipe {path!r} must be a number ({name}), not {value!r}")
-                recipe[key] = exact
-        if kind == "bool" and not isinstance(value, bool):
-            raise ArgumentsError(f"{key} in the recipe {path!r} must be true or false, not {value!r}")
+        try:
+            number = int(value) if kind == "int" else float(value)
+        except (ValueError, TypeError, OverflowError):
+            number = math.nan
+        if isinstance(value, bool) or math.isnan(number) or (kind == "int" and number != float(value)):
+            raise ArgumentsError(f"{name} must be a number ({kind}), not {value!r}")
+        return number
+    if kind == "bool" and not isinstance(value, bool):
+        raise ArgumentsError(f"{name} must be true or false, not {value!r}")
+    if kind == "str" and not isinstance(value, str):
+        # YAML reads the language `no` as false, and `2024-01-01` as a date.
+        raise ArgumentsError(f"{name} must be text, which YAML reads as {value!r}: put it in quotes")
+    return value
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -222,6 +242,12 @@ class PretrainingArguments:
             raise ArgumentsError("muon cannot skip steps whose gradients overflowed in fp16: take mixed_precision bf16")
         if self.new_vocabulary and (self.vocab_file or self.tokenizer_name):
             raise ArgumentsError("give either new_vocabulary or a vocabulary (vocab_file, tokenizer_name)")
+
+    def paths_read(self) -> list[str]:
+        """What the run reads if it is on this machine: files, patterns of files and folders."""
+        names = (self.dataset_name, self.model_name_or_path, self.config_name, self.tokenizer_name, self.vocab_file)
+        here = [name for name in names if name and Path(name).exists()]  # others are names on the Hub
+        return [*self.train_file, *self.validation_file, *here, *filter(None, [self.data_cache_dir])]
 
     def changed(self) -> dict[str, Any]:
         """The arguments that differ from the defaults, as JSON can hold them."""

@@ -9,10 +9,13 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -31,31 +34,35 @@ def c_library(name: str, source: str) -> ctypes.CDLL | None:
     """
     if os.environ.get("MODELING_ELMO_KERNELS") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC") or "cc")  # such as "ccache gcc"
+    if shutil.which(compiler[0]) is None:
         warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler, name, source)))
+        with _cache_folder() as folder:
+            return ctypes.CDLL(str(_compiled(compiler, name, source, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         text = getattr(error, "stderr", None) or error
         warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)
         return None
 
 
-def _compiled(compiler: str, name: str, source: str) -> Path:
+def _compiled(compiler: list[str], name: str, source: str, cache: Path) -> Path:
     """The path of the compiled library, from the cache if it is there."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), compiler, version, _processor())
-    target = _cache_folder() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
+    where = shutil.which(compiler[0])
+    parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), str(where), str(compiler), str(version), _processor())
+    target = cache / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
     if target.is_file():
         return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
         (Path(folder) / "source.c").write_text(source)
         for index, flags in enumerate(CANDIDATE_FLAGS):
-            command = [compiler, *FLAGS, *flags, "source.c", "-o", "library.so", "-lm"]
+            command = [*compiler, *FLAGS, *flags, "source.c", "-o", "library.so", "-lm"]
             is_last = index == len(CANDIDATE_FLAGS) - 1
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=is_last, timeout=60)
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, errors="replace", check=is_last, timeout=60
+            )
             if done.returncode == 0:
                 break
         os.replace(Path(folder) / "library.so", target)  # whole or not at all, also when many processes start at once
@@ -71,19 +78,28 @@ def _processor() -> str:
 
 
 def user_cache() -> Path:
-    """Where this package keeps what can be made again: `$MODELING_ELMO_CACHE`, or a folder in the user's cache."""
+    """Where this package keeps what can be made again: `$MODELING_ELMO_CACHE`, or a folder in the user's cache.
+
+    It is made if it is not there, and nobody else can write to it then.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_elmo"
-    return Path(os.environ.get("MODELING_ELMO_CACHE") or default)
-
-
-def _cache_folder() -> Path:
-    """A folder that nobody else can write to, since code is loaded from it; a new one each time if there is none."""
-    folder = user_cache()
-    try:
+    folder = Path(os.environ.get("MODELING_ELMO_CACHE") or default)
+    with suppress(OSError):  # whoever writes into it will tell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _cache_folder() -> Iterator[Path]:
+    """A folder that nobody else can write to, since code is loaded from it; where there is none, one for this once."""
+    try:
+        folder = user_cache()
         stat = folder.stat()
-        if stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, AttributeError):  # AttributeError: Windows has no getuid
-        pass
-    return Path(tempfile.mkdtemp(prefix="modeling_elmo-"))
+        is_safe = stat.st_uid == os.getuid() and not stat.st_mode & 0o022 and os.access(folder, os.W_OK)
+    except (OSError, AttributeError, RuntimeError):  # Windows has no getuid, and some users have no home
+        is_safe = False
+    if is_safe:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="modeling_elmo-", ignore_cleanup_errors=True) as scratch:
+            yield Path(scratch)

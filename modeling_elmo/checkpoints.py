@@ -98,7 +98,10 @@ def save_checkpoint(
             "checkpoints are untouched"
         ) from error
     if accelerator.is_main_process:
-        delete_old(folder, keep, step)
+        try:
+            delete_old(folder, keep, step)
+        except OSError as error:  # the run can go on, and all processes do
+            print(f"an older checkpoint could not be deleted: {error}")
     return target
 
 

@@ -42,15 +42,20 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the block ends without an error.
 
     Raises:
-        FileExistsError: `folder` is there already, and is not to be replaced.
+        FileExistsError: `folder` has files in it, now or when the block ends, and is not to be replaced.
     """
-    if folder.exists() and not replace:
-        raise FileExistsError(f"{folder} exists: choose another folder")
+
+    def check():
+        if folder.exists() and not replace and not (folder.is_dir() and not any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists: choose another folder")
+
+    check()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
+        check()  # another command may have written it meanwhile
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -247,6 +247,7 @@ class ElmoConfig(PreTrainedConfig):
             )
         if self.cnn_activation not in ("relu", "tanh"):
             raise ValueError(f"cnn_activation must be 'relu' or 'tanh', not {self.cnn_activation!r}")
+        self._validate_filters()
         if not self.cnn_filters and self.word_vocab_size is None:
             raise ValueError("without cnn_filters the model needs word_vocab_size, the rows of its word table")
         self._validate_word_table()
@@ -256,11 +257,18 @@ class ElmoConfig(PreTrainedConfig):
                 f"but cnn_filters has {self.num_filters}"
             )
         self._validate_head()
+
+    def _validate_filters(self):
         for pair in self.cnn_filters:
             if len(pair) != 2 or not all(isinstance(number, int) and number > 0 for number in pair):
                 raise ValueError(f"cnn_filters must hold pairs of positive integers (width, number), not {pair}")
             if pair[0] > self.max_word_length:
                 raise ValueError(f"cnn_filters: width {pair[0]} is greater than max_word_length={self.max_word_length}")
+        if self.cnn_filters and not 0 < self.char_padding_id < self.vocab_size:
+            raise ValueError(
+                f"char_padding_id={self.char_padding_id} must be a character's id, from 1 to vocab_size - 1 = "
+                f"{self.vocab_size - 1}"
+            )
 
     def _validate_word_table(self):
         if self.word_embedding_dim is None:

@@ -227,7 +227,7 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
             )
         if not (dst / "config.json").is_file() and not (dst / "options.json").is_file():
             raise ConversionError(f"{dst} does not look like an earlier result and is not replaced: remove it yourself")
-    with new_folder(dst, replace=True) as folder:
+    with new_folder(dst, replace=overwrite) as folder:
         yield folder
 
 

@@ -183,7 +183,7 @@ def allowed_transitions(labels: Sequence[str]) -> ChainSteps:
     Args:
         labels: their names, in the order of their ids.
     """
-    return _allowed_transitions(tuple(labels))
+    return ChainSteps(*(mask.clone() for mask in _allowed_transitions(tuple(labels))))
 
 
 @lru_cache(maxsize=64)

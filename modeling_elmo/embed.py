@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .char_rows import cut_rows
 from .commands import command_parser, run_command
-from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint
+from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint, fingerprint_of_tokenizer
 from .freed_memory import keep_freed_memory
 from .loading import load_encoder
 from .modeling_elmo import ElmoModel
@@ -34,14 +34,21 @@ from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
-from .text_files import DataError, ReadingReport, find_files, read_lines
+from .text_files import OPENERS, DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYERS = ("mix", "top", "average", "all")
 POOLINGS = ("mean", "max")
 BATCHES_AHEAD = 2
-TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+# The reader of `datasets` for each kind of table, and what it is told.
+TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    ".parquet": ("parquet", {}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
 
 
 def embed(
@@ -234,7 +241,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("embed", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ELMo model with its tokenizer")
     parser.add_argument(
-        "input", help="text files (a sentence a line, also compressed, and patterns), or .parquet, .jsonl, .csv"
+        "input", help="text files (a sentence a line), or .parquet, .jsonl, .csv, .tsv; also compressed, and patterns"
     )
     parser.add_argument("output", type=Path, help="folder to write, or a .hdf5 file")
     parser.add_argument("--layers", default="mix", help=f"{', '.join(LAYERS)} or the number of a layer (default: mix)")
@@ -263,13 +270,16 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
     """The words of each text of the input, also of the empty ones, so that numbers stay those of the lines."""
     split = str.split if arguments.pre_tokenized else tokenizer.split_words
     files = find_files([arguments.input])
-    kind = TABLES.get(Path(files[0]).suffix)
+    kind = kind_of_table(files)
     if kind is None:
+        if arguments.column is not None:
+            raise DataError(f"{arguments.input} has no columns: --column is for tables ({', '.join(TABLES)})")
         yield from (split(line) for line in read_lines(files, report))
         return
     from datasets import load_dataset
 
-    table = load_dataset(kind, data_files=files, split="train", streaming=True)
+    reader, options = TABLES[kind]
+    table = load_dataset(reader, data_files=files, split="train", streaming=True, **options)
     for number, row in enumerate(table):
         if arguments.column not in row:
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
@@ -287,13 +297,25 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
             )
 
 
-def settings_of(arguments: argparse.Namespace, model: ElmoModel) -> dict[str, Any]:
-    """What the parts depend on: choices, weights, and the input's files by size and time."""
+def kind_of_table(files: Sequence[str]) -> str | None:
+    """The ending of tables, without that of their compression; `None` for files of text."""
+    paths = [Path(file) for file in files]
+    endings = {(path.with_suffix("") if path.suffix in OPENERS else path).suffix for path in paths}
+    kinds = {ending if ending in TABLES else None for ending in endings}
+    if len(kinds) > 1:
+        raise DataError(f"{files[0]} to {files[-1]}: embed texts, and tables of each kind, by commands of their own")
+    return kinds.pop()
+
+
+def settings_of(arguments: argparse.Namespace, model: ElmoModel, tokenizer: ElmoTokenizer) -> dict[str, Any]:
+    """What the parts depend on: choices, model and tokenizer, and the input's files by size and time."""
     names = ("layers", "pooling", "dtype", "model_dtype", "pre_tokenized", "column", "words_per_part")
     stats = [(str(Path(name).resolve()), Path(name).stat()) for name in find_files([arguments.input])]
     return {
         **{name: getattr(arguments, name) for name in names},
+        "scalar_mix_layer_norm": model.config.scalar_mix_layer_norm,
         "weights": fingerprint(model),
+        "tokenizer": fingerprint_of_tokenizer(tokenizer),
         "input": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
 
@@ -308,7 +330,7 @@ def run(arguments: argparse.Namespace):
     state = PartialState()
     model, tokenizer = load_encoder(arguments.model, DTYPES[arguments.model_dtype])
     check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
-    settings = settings_of(arguments, model)
+    settings = settings_of(arguments, model, tokenizer)
     with state.main_process_first():
         overwrite = arguments.overwrite and state.is_main_process
         folder = EmbeddingFolder(arguments.output, arguments.format, settings, overwrite)
@@ -351,7 +373,7 @@ def run(arguments: argparse.Namespace):
 def count_texts(arguments: argparse.Namespace) -> int | None:
     """How many lines the input has, for the time that is left; `None` for tables."""
     files = find_files([arguments.input])
-    if Path(files[0]).suffix in TABLES:
+    if kind_of_table(files) is not None:
         return None
     return sum(1 for _ in tqdm(read_lines(files, ReadingReport()), desc="counting", unit=" lines", leave=False))
 

@@ -18,6 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .tokenization_elmo import ElmoTokenizer
 
 FORMATS = ("parquet", "safetensors", "hdf5")
 SETTINGS = ".embed.json"
@@ -80,7 +83,7 @@ class EmbeddingFolder:
                 f"{self.folder} is a file, but a folder of parts is to be written: choose another name"
             )
         written = self.folder / SETTINGS
-        if written.is_file():
+        if written.is_file() and any(self.folder.glob("part-*")):
             earlier = json.loads(written.read_text())
             different = [
                 f"{name} ({earlier.get(name)!r}, now {self.settings.get(name)!r})"
@@ -92,7 +95,7 @@ class EmbeddingFolder:
                     f"{self.folder} holds embeddings that differ in {', '.join(different)}: choose another output, or "
                     "replace them with --overwrite"
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(path.name != SETTINGS for path in self.folder.iterdir()):
             raise EmbeddingError(f"{self.folder} holds other files: choose a new or empty folder")
 
     def start(self):
@@ -205,10 +208,24 @@ def read_parts(folder: str | Path) -> Iterator[Tensor]:
             yield embeddings[..., start:end, :]
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the weights that goes with the settings."""
-    digest = hashlib.sha256()
+# What of a configuration changes the layers that weights of the same names and shapes make.
+SHAPE_LAYERS = (
+    *("cnn_filters", "cnn_activation", "char_padding_id", "max_word_length", "use_cnn_projection"),
+    *("cell_clip", "proj_clip", "use_skip_connections", "forget_bias", "initial_state"),
+)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the weights, and of what else the model's layers depend on, that goes with the settings."""
+    digest = hashlib.sha256(repr([getattr(model.config, name) for name in SHAPE_LAYERS]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_tokenizer(tokenizer: ElmoTokenizer) -> str:
+    """A hash of what decides how texts are split and words are spelt."""
+    words = tokenizer.lm_vocab if tokenizer.word_inputs else None
+    spelling = (tokenizer.max_word_length, tokenizer.char_vocab, tokenizer.word_vocab, words)
+    return hashlib.sha256(repr((tokenizer.backend_tokenizer.to_str(), spelling)).encode()).hexdigest()[:16]

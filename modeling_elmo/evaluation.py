@@ -37,17 +37,17 @@ def evaluate(
     mine = range(accelerator.process_index, num_lanes, accelerator.num_processes)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, num_lanes)  # forward loss, backward loss, words
+    sums = torch.zeros(3, num_lanes, dtype=torch.float64)  # forward loss, backward loss, words
     state: Any = None
     for window in read_in_order(corpus, num_lanes, steps, mine):
         with accelerator.autocast():
             output = model(**to_device(table.batch(window), accelerator.device), state=state)
         state = output.state
         chosen = slice(mine.start, None, mine.step)
-        sums[:2, chosen] += output.word_losses.sum(2).float().cpu()
+        sums[:2, chosen] += output.word_losses.sum(2).cpu()
         sums[2, chosen] += torch.from_numpy((window.targets[FORWARD] >= 0).sum(1))
     model.train(was_training)
-    sums = accelerator.reduce(sums.to(accelerator.device)).double().cpu()
+    sums = accelerator.reduce(sums.float().to(accelerator.device)).double().cpu()
     forward, backward = (sums[:2].sum(1) / sums[2].sum()).tolist()
     if not (forward < HIGHEST_LOSS and backward < HIGHEST_LOSS):  # a comparison with NaN is false
         raise FloatingPointError(

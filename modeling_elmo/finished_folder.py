@@ -12,8 +12,8 @@ from .checkpoints import UNFINISHED
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
 from .model_card import count_parameters, model_card
+from .output_folder import LOG_FILE
 from .reporting import plot_curve
-from .training_log import LOG_FILE
 from .training_text import Text
 
 
@@ -22,6 +22,13 @@ def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor]):
     with torch.device("meta"):  # the model that was trained may be of another class: sharded ones are
         model = ElmoForPreTraining(config)
     model.save_pretrained(folder, state_dict=weights)
+
+
+def source_of(args: PretrainingArguments) -> str | list[str]:
+    """The data set's name on the Hub, or where the text lay on this machine."""
+    if args.dataset_name is None:
+        return args.train_file
+    return [args.dataset_name] if Path(args.dataset_name).exists() else args.dataset_name
 
 
 def write_finished_folder(
@@ -51,7 +58,7 @@ def write_finished_folder(
             config,
             repo_name=args.hub_model_id or folder.resolve().name,
             parameters=count_parameters(weights),
-            data={"source": args.dataset_name or args.train_file, **text.report()},
+            data={"source": source_of(args), **text.report()},
             recipe={**args.changed(), **facts},
             metrics=metrics,
             license=args.license,

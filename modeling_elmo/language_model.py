@@ -221,12 +221,16 @@ def _full_softmax_loss_in_blocks(hidden: Tensor, targets: Tensor, weight: Tensor
     """The same, its sum over the vocabulary taken block by block (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
     top = torch.full(targets.shape, -torch.inf, device=hidden.device)  # (words,) the highest logit so far
     total = torch.zeros_like(top)  # (words,) sum of exp(logit - top)
-    for rows, biases in zip(weight.split(VOCABULARY_BLOCK), bias.split(VOCABULARY_BLOCK), strict=True):
-        logits = linear(hidden, rows, biases).float()  # (words, words of the block)
+    own = torch.zeros_like(top)  # (words,) logit of the target, rounded as in the sum, or its loss could be negative
+    for first in range(0, len(weight), VOCABULARY_BLOCK):
+        block = slice(first, first + VOCABULARY_BLOCK)
+        logits = linear(hidden, weight[block], bias[block]).float()  # (words, words of the block)
+        place = targets - first
+        is_here = (place >= 0) & (place < logits.shape[1])
+        own = torch.where(is_here, logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0], own)
         higher = torch.maximum(top, logits.amax(1))
         total = total * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(1)
         top = higher
-    own = (hidden * weight[targets]).sum(1, dtype=torch.float32) + bias[targets].float()
     return top + total.log() - own
 
 

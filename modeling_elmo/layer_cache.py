@@ -53,6 +53,14 @@ class LayerCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._read_index()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that load data: they look layers up where they are, and have no use for the model."""
+        return {**self.__dict__, "data": None, "model": None}
+
+    def __setstate__(self, state: dict[str, Any]):
+        self.__dict__.update(state)
+        self._map_data()
+
     def _read_index(self):
         """Take what is there. An unfinished last text of the data is beyond the index and will be written over."""
         self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words

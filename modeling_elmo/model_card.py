@@ -14,7 +14,7 @@ TAGS = ["elmo", "character-level", "word-embeddings", "lstm"]
 PARTS = {"word encoder": "word_encoder.", "LSTMs": "lstm.", "softmax": "lm_head."}
 # Told elsewhere in the card, or of no use to its readers.
 NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset_name", "language", "license"}
-NOT_IN_RECIPE |= {"push_to_hub", "hub_model_id", "hub_private_repo"}
+NOT_IN_RECIPE |= {"push_to_hub", "hub_model_id", "hub_private_repo", "data_cache_dir"}
 
 CARD = """---
 {metadata}
@@ -319,7 +319,7 @@ def recipe_rows(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key, value in recipe.items():
         if key not in NOT_IN_RECIPE:
-            if key.endswith(("_file", "_name")):
+            if key.endswith("_file") or (key.endswith(("_name", "_path")) and Path(value).exists()):
                 value = file_names(value)
             rows.append((f"`{key}`", f"`{value}`"))
     return rows

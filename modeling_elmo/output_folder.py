@@ -1,6 +1,7 @@
 """The folder that a run writes into: nothing of another run is lost in it or mixed up with it."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -9,6 +10,9 @@ from .arguments import ArgumentsError
 from .checkpoints import UNFINISHED
 
 LOCK_FILE = ".lock"
+LOG_FILE = "log.jsonl"
+# What every run leaves, as patterns: a folder with none of these was written by something else.
+LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*", f"{UNFINISHED}*", "tracker")
 
 
 class OutputFolder:
@@ -18,19 +22,22 @@ class OutputFolder:
         path: the folder; it is made by `claim`.
         resumes: whether the run goes on from a checkpoint, so that what is there stays.
         overwrite: whether an earlier run may be deleted.
+        read: files, patterns of files and folders that the run reads: they must not be deleted with an earlier run.
     """
 
-    def __init__(self, path: Path, *, resumes: bool, overwrite: bool):
+    def __init__(self, path: Path, *, resumes: bool, overwrite: bool, read: Iterable[str] = ()):
         self.path = path
         self.resumes = resumes
         self.overwrite = overwrite
+        self.read = tuple(read)
         self.lock = FileLock(path / LOCK_FILE)
 
     def claim(self):
         """Make the folder and lock it.
 
         Raises:
-            ArgumentsError: it holds something else, another run is writing into it, or it cannot be written into.
+            ArgumentsError: it holds something else, another run is writing into it, or it cannot be written into; or
+                it is to be overwritten and is no run's, or holds what this run reads.
         """
         if (self.path.exists() and not self.path.is_dir()) or (
             self._files_of_other_runs() and not (self.resumes or self.overwrite)
@@ -39,6 +46,8 @@ class OutputFolder:
                 f"{self.path} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
                 "delete what is there with --overwrite_output_dir"
             )
+        if self.overwrite and not self.resumes:
+            self._check_that_a_run_is_deleted()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
@@ -47,11 +56,31 @@ class OutputFolder:
         except OSError as error:
             raise ArgumentsError(f"cannot write into {self.path}: {error}") from error
 
+    def _check_that_a_run_is_deleted(self):
+        found = self._files_of_other_runs()
+        if found and not any(path.match(pattern) for path in found for pattern in LEFT_BY_RUNS):
+            raise ArgumentsError(
+                f"{self.path} has files such as {found[0].name} but no {LOG_FILE}, so no run left them, and "
+                "--overwrite_output_dir would delete them: choose another output_dir, or empty the folder yourself"
+            )
+        for path in self.read:
+            if found and Path(path).resolve().is_relative_to(self.path.resolve()):
+                raise ArgumentsError(
+                    f"--overwrite_output_dir would delete {path}, which this run reads: choose another output_dir"
+                )
+
     def clear(self):
-        """Delete an earlier run, or what a killed one left half-done; not before all else was found in order."""
-        for path in self._files_of_other_runs():
-            if not self.resumes or path.name.startswith(UNFINISHED):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Delete an earlier run, or what a killed one left half-done; not before all else was found in order.
+
+        Raises:
+            ArgumentsError: something cannot be deleted.
+        """
+        try:
+            for path in self._files_of_other_runs():
+                if not self.resumes or path.name.startswith(UNFINISHED):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise ArgumentsError(f"cannot delete what is in {self.path}: {error}") from error
 
     def unlock(self):
         """Let others write into it."""

@@ -116,7 +116,7 @@ class Pretrainer:
             raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
         self.is_main = self.accelerator.is_main_process
         resumes, overwrite = args.resume_from_checkpoint is not None, args.overwrite_output_dir
-        self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite)
+        self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite, read=args.paths_read())
         on_main(self.accelerator, self.folder.claim)
         with ExitStack() as stack:
             stack.callback(self.folder.unlock)  # if nothing comes of this run

@@ -1,6 +1,8 @@
 """The Rust tokenizer inside `ElmoTokenizer`: it splits texts into words, cuts and pairs them, and knows where each word
 came from. Its ids only tell special tokens from words."""
 
+import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,9 @@ from .vocabulary import BOS, BOS_ID, EOS, EOS_ID, SPECIAL_TOKENS, UNK_ID
 # Longer texts are split into words in pieces: the regular expression gives up on a word of ten million characters, and
 # the Rust tokenizer needs some 200 bytes a character.
 MAX_CHARACTERS = 2**16
+# White space as Rust understands it; Python's includes the ASCII separators. Behind a letter or digit first: whether a
+# dot or hyphen belongs to its word depends on what follows.
+WHITE_SPACE = re.compile(r"(?<=\w)[^\S\x1c-\x1f]"), re.compile(r"[^\S\x1c-\x1f]")
 
 
 def new_backend() -> Tokenizer:
@@ -52,15 +57,27 @@ def splitter_for_call(backend: Tokenizer, is_split_into_words: bool) -> Tokenize
 def encode_examples(
     splitter: Tokenizer, examples: list[tuple], add_special_tokens: bool, is_split_into_words: bool, overflow: bool
 ) -> tuple[list[Encoding], list[int]]:
-    """The encodings of all examples, overflowing parts behind their first part, and the example each belongs to."""
+    """The encodings of all examples, overflowing parts behind their first part, and the example each belongs to.
+
+    Raises:
+        ValueError: parts that overlap by more than they hold.
+    """
     if is_split_into_words:
         # Rust drops empty words, so they go as a space; `given_words` has them as they were.
         examples = [tuple([word or " " for word in words] for words in example) for example in examples]
-    batch = splitter.encode_batch(
-        [example if len(example) == 2 else example[0] for example in examples],
-        is_pretokenized=is_split_into_words,
-        add_special_tokens=add_special_tokens,
-    )
+    try:
+        batch = splitter.encode_batch(
+            [example if len(example) == 2 else example[0] for example in examples],
+            is_pretokenized=is_split_into_words,
+            add_special_tokens=add_special_tokens,
+        )
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or splitter.truncation is None:  # Rust's, and no Exception
+            raise
+        raise ValueError(
+            "stride={stride} is not smaller than what max_length={max_length} leaves for a text beside its boundaries "
+            "and the other text of a pair: lower stride or raise max_length".format(**splitter.truncation)
+        ) from error
     parts = [
         (sample, part)
         for sample, first in enumerate(batch)
@@ -76,14 +93,20 @@ def given_words(encoding: Encoding, example: tuple[list[str], ...]) -> Iterator[
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most `MAX_CHARACTERS`, cut before a space; within a word if it has no space."""
+    """A text in pieces of at most `MAX_CHARACTERS`, cut before white space; within a word if it has none."""
     start = 0
     while len(text) - start > MAX_CHARACTERS:
-        space = text.rfind(" ", start + 1, start + MAX_CHARACTERS)
-        end = space if space > 0 else start + MAX_CHARACTERS
+        end = _last_white_space(text, start + 1, start + MAX_CHARACTERS) or start + MAX_CHARACTERS
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _last_white_space(text: str, start: int, end: int) -> int | None:
+    for pattern in WHITE_SPACE:
+        for match in deque(pattern.finditer(text, start, end), maxlen=1):
+            return match.start()
+    return None
 
 
 def as_examples(

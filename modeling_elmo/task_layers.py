@@ -272,6 +272,8 @@ def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
 
 def masked_extremes(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum and minimum over words, (batch, dim) each, zeros for an empty text."""
+    if mask.shape[1] == 0:
+        return (vectors.new_zeros(len(vectors), vectors.shape[2]),) * 2
     padding, is_empty = ~mask[..., None], ~mask.any(1)[:, None]
     highest = vectors.masked_fill(padding, -torch.inf).amax(1).masked_fill(is_empty, 0.0)
     lowest = vectors.masked_fill(padding, torch.inf).amin(1).masked_fill(is_empty, 0.0)

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoints import UNFINISHED, CheckpointError
+from .output_folder import LOG_FILE
 from .processes import on_main
 
-LOG_FILE = "log.jsonl"
 # exp() of more is no float64 any more: such a loss is as lost as NaN.
 HIGHEST_LOSS = 700
 

@@ -52,7 +52,10 @@ def number_words(words: Sequence[str], source: str) -> dict[str, int]:
             "line of its own, best at the top"
         )
     if (unwritable := next((word for word in words if word and not _is_line(word)), None)) is not None:
-        raise ValueError(f"{source}: the word {unwritable!r} contains a line break and cannot be a line of a file")
+        raise ValueError(
+            f"{source}: the word {unwritable!r} cannot be a line of a file: it contains a line break or half a "
+            f"surrogate pair, or is {END_OF_LEGACY_VOCABULARY}"
+        )
     return ids
 
 
@@ -85,4 +88,7 @@ def read_dictionary(path: str | os.PathLike | None) -> dict[str, int] | None:
 
 
 def _is_line(word: str) -> bool:
-    return word != "" and "\n" not in word and "\r" not in word
+    """Whether a file keeps the word."""
+    if word in ("", END_OF_LEGACY_VOCABULARY) or "\n" in word or "\r" in word:
+        return False
+    return word.isascii() or not any("\ud800" <= character <= "\udfff" for character in word)

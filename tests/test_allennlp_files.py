@@ -130,6 +130,25 @@ def test_damaged_files(legacy, dst):
         assert_refused(None, dst, "does not exist|give --options and --weights", **files)
 
 
+def test_values_of_other_files_are_not_taken(legacy, tmp_path, dst):
+    """HDF5 can say that a dataset's bytes lie in another file: a download could so read what its user keeps."""
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "private").write_bytes(bytes(5 * 4))
+    write_hdf5(tmp_path / "other.hdf5", {"bias": np.zeros(5, np.float32)})
+    layout = h5py.VirtualLayout((5,), np.float32)
+    layout[:] = h5py.VirtualSource(tmp_path / "other.hdf5", "bias", (5,))
+    name = "CNN_proj/b_proj"
+    for make in (
+        lambda file: file.create_dataset(name, (5,), np.float32, external=[(str(tmp_path / "private"), 0, 20)]),
+        lambda file: file.create_virtual_dataset(name, layout),
+    ):
+        with h5py.File(legacy / "weights.hdf5", "r+") as file:
+            assert file[name].shape == (5,)
+            del file[name]
+            make(file)
+        assert_refused(legacy, dst, "'CNN_proj/b_proj' takes its values from other files")
+
+
 def test_bad_vocabularies(legacy, dst):
     for content, message in [
         (b"<S>\n</S>\n<UNK>\nthe\nthe\n", r"vocab\.txt is no vocabulary.*'the' occurs 2 times.*--vocab"),

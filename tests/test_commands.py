@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import modeling_elmo
+from modeling_elmo.commands import new_folder
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
 COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -27,3 +28,24 @@ def test_it_starts_as_a_module_and_tells_how_it_is_used(command, monkeypatch, ca
 
 def test_there_are_commands():
     assert {"convert", "embed", "perplexity", "publish"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_new_folder_takes_the_place_of_an_empty_one_and_of_what_it_may_replace(tmp_path, replace):
+    target = tmp_path / "result"
+    target.mkdir()
+    with new_folder(target, replace) as folder:
+        (folder / "mine").touch()
+        if replace:
+            (target / "old").touch()
+    assert [path.name for path in target.iterdir()] == ["mine"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_new_folder_leaves_one_alone_that_came_meanwhile(tmp_path):
+    target = tmp_path / "result"
+    with pytest.raises(FileExistsError, match="choose another"), new_folder(target):
+        target.mkdir()
+        (target / "precious").touch()
+    assert [path.name for path in target.iterdir()] == ["precious"] and list(tmp_path.iterdir()) == [target]
+    with pytest.raises(FileExistsError, match="choose another"), new_folder(target):
+        raise AssertionError("it must not begin")

@@ -49,6 +49,7 @@ IMPOSSIBLE = [
     ("scalar_mix_layer_norm", 0),
     ("forget_bias", "1"),
     ("forget_bias", None),
+    *[("char_padding_id", value) for value in (0, -1, 99_999)],
     ("word_vocab_size", 100),  # beside characters
     ("hidden_size", 13),
 ]

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from training_runs import fork_server
 
 from modeling_elmo import cpu_kernels
 from modeling_elmo.c_library import c_library
+from modeling_elmo.corpus import cache_folder
 from modeling_elmo.recurrence_kernel import recurrence_kernel
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -107,12 +109,42 @@ def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
+def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     cache.mkdir()
     cache.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     assert cpu_kernels.cell_kernels(torch.float32) is not None
-    assert not list(cache.iterdir())
+    assert not list(cache.iterdir()) and not list((tmp_path / "temporary").iterdir())
+
+
+@needs_compiler
+def test_the_cache_is_its_owners_whoever_makes_it(tmp_path):
+    before = os.umask(0o002)  # with it folders are made for a group, too
+    try:
+        cache_folder().mkdir(parents=True)  # of corpora
+    finally:
+        os.umask(before)
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".so"]
+
+
+@needs_compiler
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv("MODELING_ELMO_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+
+
+@needs_compiler
+def test_a_compiler_with_arguments_and_a_version_in_another_encoding(monkeypatch, tmp_path):
+    compiler = tmp_path / "latin"
+    compiler.write_bytes(b'#!/bin/sh\ntest "$1" = --version && { printf "\\351\\n"; exit 0; }\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", f"env {compiler}")
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
 
 
 def compile_in_process(cache: Path, start: Any):

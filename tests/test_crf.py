@@ -280,6 +280,8 @@ def test_chunks_go_on_only_in_their_own_type():
     assert after["B-Y"] == after["I-Y"] == anything | {"I-Y"}
     allowed = allowed_transitions(BIO)
     assert allowed.start.tolist() == [True, True, False, True, False] and allowed.end.all()
+    allowed.start.fill_(False)  # they are the caller's
+    assert allowed_transitions(BIO).start.any()
 
 
 @pytest.mark.parametrize("last, single", ["ES", "LU"])

@@ -1,6 +1,7 @@
 """Bulk embedding: against the model one text at a time, and the files against the function."""
 
 import copy
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -296,6 +297,39 @@ def test_a_changed_model_is_another_setting(folder, corpus, tmp_path, capsys):
     model.save_pretrained(changed)
     assert run(changed, corpus, tmp_path / "out") == 2
     assert "weights" in capsys.readouterr().err
+
+
+def test_a_changed_configuration_or_tokenizer_is_another_setting(folder, corpus, tmp_path, capsys):
+    changed = tmp_path / "model"
+    shutil.copytree(folder, changed)
+    assert run(changed, corpus, tmp_path / "out") == 0
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**config, "use_skip_connections": False}))
+    assert run(changed, corpus, tmp_path / "out") == 2
+    assert "differ in weights" in capsys.readouterr().err
+    (changed / "config.json").write_text(json.dumps({**config, "dropout": 0.3, "head": "linear"}))
+    assert run(changed, corpus, tmp_path / "out") == 0, "the layers do not depend on these"
+    ElmoTokenizer(pre_tokenizer="whitespace").save_pretrained(changed)
+    assert run(changed, corpus, tmp_path / "out") == 2
+    assert "differ in tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "tsv.gz", "csv"])
+def test_tables_may_be_compressed(folder, tmp_path, ending):
+    lines = {"jsonl.gz": ['{"n": 1, "text": "a b"}', '{"n": 2, "text": "c"}'], "tsv.gz": ["n\ttext", "1\ta b", "2\tc"]}
+    content = "\n".join(lines.get(ending, ["n,text", "1,a b", "2,c"])).encode()
+    (tmp_path / f"texts.{ending}").write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    assert run(folder, tmp_path / f"texts.{ending}", tmp_path / "out", "--column", "text") == 0
+    assert [list(row["words"]) for row in read_parquet(tmp_path / "out")] == [["a", "b"], ["c"]]
+
+
+def test_columns_of_texts_and_kinds_of_files_that_do_not_go_together(folder, corpus, tmp_path, capsys):
+    assert run(folder, corpus, tmp_path / "out", "--column", "text") == 2
+    assert "has no columns" in capsys.readouterr().err
+    shutil.copy(corpus, tmp_path / "some.txt")
+    (tmp_path / "some.jsonl").write_text('{"text": "a"}\n')
+    assert run(folder, tmp_path / "some.*", tmp_path / "out", "--column", "text") == 2
+    assert "by commands of their own" in capsys.readouterr().err
 
 
 def test_tables(folder, tmp_path, model, tokenizer, capsys):

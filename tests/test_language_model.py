@@ -208,6 +208,18 @@ def test_blocks_of_the_vocabulary_keep_extreme_logits():
     torch.testing.assert_close(actual, expected.float())
 
 
+def test_no_loss_is_negative_where_logits_are_rounded():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(500, 32).bfloat16(), torch.randn(5000, 32) * 2
+    targets = (hidden.float() @ weight.T).argmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = full_softmax_loss(hidden, targets, weight.requires_grad_(), torch.zeros(5000)).detach()
+        with torch.no_grad():
+            actual = full_softmax_loss(hidden, targets, weight, torch.zeros(5000))
+    assert actual.min() >= 0
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 # ---- targets and the model's loss
 
 

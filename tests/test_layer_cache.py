@@ -1,5 +1,7 @@
 """The cache of layers: what it gives is what the model computes, whatever is asked again, added later or cut off."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,24 @@ def test_dropout_of_the_bilm_is_not_in_the_cache(tokenizer, tmp_path):
 def test_a_trained_bilm_is_refused(tmp_path):
     with pytest.raises(ValueError, match="freeze it to cache them"):
         LayerCache(tmp_path, make_classifier(freeze_bilm=False))
+
+
+def test_processes_that_load_data_map_the_layers_themselves(tokenizer, tmp_path):
+    cache = LayerCache(tmp_path, make_classifier())
+    batch = encode(tokenizer, [f"{' '.join(map(str, range(number)))}" for number in range(100)])
+    cache.add([batch])
+    sent = pickle.dumps(cache)
+    assert len(sent) < cache.num_bytes / 10
+    assert torch.equal(pickle.loads(sent).look_up(batch), cache.look_up(batch))
+
+
+@pytest.mark.parametrize(
+    "change", [{"forget_bias": 0.0}, {"use_skip_connections": False}, {"cell_clip": None}, {"cnn_activation": "tanh"}]
+)
+def test_a_model_that_computes_otherwise_with_the_same_weights_has_a_cache_of_its_own(tmp_path, change):
+    model, other = make_classifier(), make_classifier(**change)
+    other.load_state_dict(model.state_dict())
+    assert LayerCache(tmp_path, model).folder != LayerCache(tmp_path, other).folder
+    another_head = make_classifier(head_dim=3, feature_dropout=0.1)
+    another_head.elmo.load_state_dict(model.elmo.state_dict())
+    assert LayerCache(tmp_path, model).folder == LayerCache(tmp_path, another_head).folder

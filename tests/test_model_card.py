@@ -9,6 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
+from modeling_elmo.arguments import PretrainingArguments
+from modeling_elmo.finished_folder import source_of
 from modeling_elmo.model_card import converted_card, model_card, table
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
@@ -54,6 +56,21 @@ def test_metadata_as_the_hub_reads_it(tiny_config):
 def test_metadata_leaves_out_what_is_not_known(tiny_config):
     text = make_card(tiny_config).split("---")[1]
     assert "license" not in text and "language:" not in text and "datasets" not in text
+
+
+def test_paths_of_the_machine_are_not_told(tiny_config, tmp_path):
+    (tmp_path / "base").mkdir()
+    recipe = {"model_name_or_path": str(tmp_path / "base"), "tokenizer_name": "me/tok", "data_cache_dir": "/home/me/c"}
+    text = make_card(tiny_config, recipe={**recipe, "train_file": ["/home/me/private/*.txt"]})
+    assert str(tmp_path) not in text and "/home/me" not in text
+    assert "| `model_name_or_path` | `base` |" in text and "| `tokenizer_name` | `me/tok` |" in text
+    assert "| `train_file` | `*.txt` |" in text
+
+
+def test_a_data_set_of_the_hub_is_named_and_a_folder_is_not(tmp_path):
+    assert source_of(PretrainingArguments("out", dataset_name="Salesforce/wikitext")) == "Salesforce/wikitext"
+    assert source_of(PretrainingArguments("out", dataset_name=str(tmp_path))) == [str(tmp_path)]
+    assert source_of(PretrainingArguments("out", train_file=["a.txt"])) == ["a.txt"]
 
 
 def test_data_set_is_named(tiny_config):

@@ -209,6 +209,47 @@ def test_a_mistake_costs_no_earlier_run(run, folder, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == names
 
 
+def test_a_run_outlives_a_checkpoint_that_cannot_be_deleted(run, folder, tmp_path, capsys, monkeypatch):
+    def delete_old(*_):
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr("modeling_elmo.checkpoints.delete_old", delete_old)
+    assert run(*flags(folder, tmp_path / "out", save_steps=4)) == 0
+    assert "could not be deleted: stale file handle" in capsys.readouterr().out
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_only_a_run_is_overwritten(run, folder, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(*flags(folder, tmp_path), "--overwrite_output_dir") == 2
+    assert "no run left them" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_run_reads_is_not_overwritten(run, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, max_steps=2)) == 0
+    (output / "train.txt").write_bytes((folder / "train.txt").read_bytes())
+    for mine in (
+        {"train_file": output / "train*"},
+        {"model_name_or_path": output, "config_name": "small"},
+        {"data_cache_dir": output / "cache"},
+    ):
+        assert run(*flags(folder, output, max_steps=2, **mine), "--overwrite_output_dir") == 2
+        assert "would delete" in capsys.readouterr().err
+        assert (output / "train.txt").is_file() and (output / "model.safetensors").is_file()
+
+
+def test_links_in_an_overwritten_run_go_and_what_they_lead_to_stays(run, folder, tmp_path):
+    output, other = tmp_path / "out", tmp_path / "other"
+    assert run(*flags(folder, output, max_steps=2)) == 0
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    (output / "link").symlink_to(other)
+    assert run(*flags(folder, output, max_steps=2), "--overwrite_output_dir") == 0
+    assert not (output / "link").is_symlink() and (other / "thesis.tex").is_file()
+
+
 def test_another_run_cannot_be_resumed_by_mistake(run, folder, tmp_path, capsys):
     output = tmp_path / "out"
     run(*flags(folder, output, save_steps=4))

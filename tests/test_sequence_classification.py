@@ -390,3 +390,19 @@ def test_learns_whether_two_texts_share_a_word():
 def test_config_refuses(change, message):
     with pytest.raises(Exception, match=message):
         ElmoConfig(**TINY, **change)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_texts_without_a_word(head):
+    """No boundaries either, alone or as one side of all pairs: as where they are padding beside another text."""
+    model = make_classifier(head=head)
+    ids = make_pairs(model, [(3, 0)])["input_ids"]
+    nothing = ids[:, :0]
+    beside = pad([ids[0], nothing[0]])
+    expected = model(input_ids=beside[0], attention_mask=beside[1].long()).logits[1]
+    assert_close(model(input_ids=nothing).logits[0], expected)
+    types = torch.ones(1, 3, dtype=torch.long)  # the first text of the only pair is empty
+    both = pad([ids[0], ids[0]])[0]
+    two = torch.stack([types[0], torch.tensor([0, 1, 1])])
+    expected = model(input_ids=both, token_type_ids=two).logits[:1]
+    assert_close(model(input_ids=ids, token_type_ids=types).logits, expected, atol=1e-5)

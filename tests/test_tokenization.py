@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from modeling_elmo.char_rows import decode_rows, encode_words
+from modeling_elmo.rust_splitter import MAX_CHARACTERS
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -187,6 +188,31 @@ def test_strange_texts_take_no_strange_time(tokenizer, text):
     start = time.process_time()
     tokenizer.split_words(text)
     assert time.process_time() - start < 5.0
+
+
+@pytest.mark.parametrize("space", ["\n", "\t", "\u00a0", "\u3000", " "], ids=repr)
+def test_long_texts_are_split_as_short_ones(tokenizer, space):
+    """They are split in pieces; what follows a dot or a hyphen decides whether it is a part of the word."""
+    sentence = [
+        "Mr.",
+        "Smith",
+        "met",
+        "J.",
+        "Doe",
+        "in",
+        "the",
+        "U.S.",
+        "pre-",
+        "and",
+        "postwar",
+        "years",
+        ";",
+        "No.",
+        "5",
+    ]
+    text = space.join(sentence * 3000)
+    assert len(text) > 2 * MAX_CHARACTERS
+    assert tokenizer.split_words(text) == sentence * 3000
 
 
 def test_whitespace_and_other_pre_tokenizers(tmp_path):
@@ -477,6 +503,24 @@ def test_bad_vocabulary_files_are_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         ElmoTokenizer(vocab_file=path)
     assert "words.txt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "max_length", "truncation"), [(["a b c d e f"], 4, True), (["a b", "a b c d e f"], 8, "only_second")]
+)
+def test_a_stride_that_leaves_no_room_is_an_error(tokenizer, texts, max_length, truncation):
+    """Rust panics there, which no `except Exception` catches."""
+    arguments = {"truncation": truncation, "max_length": max_length, "return_overflowing_tokens": True}
+    assert len(tokenizer(*texts, stride=1, **arguments)["input_ids"]) == 5
+    with pytest.raises(ValueError, match="lower stride or raise max_length"):
+        tokenizer(*texts, stride=2, **arguments)
+
+
+@pytest.mark.parametrize("word", ["!!!MAXTERMID", "a\ud800"])
+def test_words_that_a_file_would_not_keep(word):
+    with pytest.raises(ValueError, match="cannot be a line of a file"):
+        ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", word, "b"])
+    assert ElmoTokenizer().train_new_from_counts({word: 2, "b": 1}).lm_vocab[3:] == ["b"]
 
 
 def test_line_ends_of_vocabulary_files(tmp_path):

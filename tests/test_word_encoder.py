@@ -307,6 +307,34 @@ def test_other_ways_to_change_weights_empty_the_cache():
         assert computed == 2 and not torch.equal(before, after), name
 
 
+def test_numbers_that_change_places_past_the_counter_empty_the_cache():
+    """As where gates are put into another order: each sum over all of a weight stays what it was."""
+    words = random_words([3, 9])
+    for move in (
+        lambda weight: weight.flip(0),
+        lambda weight: weight.flip(1),
+        lambda weight: weight.roll(1, 0),
+        lambda weight: torch.cat([weight[2:4], weight[:2], weight[4:]]),
+    ):
+        encoder = make_encoder()
+        weight = encoder.projection.weight
+        before, _ = encode(encoder, words)
+        weight.data.copy_(move(weight.data.clone()))
+        after, computed = encode(encoder, words)
+        assert computed == 2 and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_parameters_at_any_place_in_memory(dtype):
+    """`vector_to_parameters` makes them views of one vector."""
+    words, encoder = random_words([3, 9]), make_encoder(dtype)
+    expected, _ = encode(encoder, words)
+    vector = nn.utils.parameters_to_vector(encoder.parameters())
+    nn.utils.vector_to_parameters(torch.cat([vector.new_zeros(1), vector])[1:], encoder.parameters())
+    assert any(weight.storage_offset() % 2 for weight in encoder.parameters())
+    torch.testing.assert_close(encode(encoder, words)[0], expected)
+
+
 def test_a_model_that_is_trained_or_hooked_has_no_cache():
     words = random_words([3, 9])
     encoder = make_encoder()
