@@ -25,7 +25,7 @@ Every flag: `python finetune_glue.py --help`.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from modeling_elmo.finetuning import (
     load_task_model,
 )
 from modeling_elmo.finetuning_report import confusion_table, run_script
-from modeling_elmo.loading import load_tokenizer
+from modeling_elmo.loading import load_config, load_tokenizer
 from modeling_elmo.sentence_tasks import (
     GLUE,
     SentenceData,
@@ -78,10 +78,34 @@ def read_data(name: str, args: GlueArguments) -> SentenceData:
     else:
         tables = load_task(name, args.data_dir)
     spec = GLUE.get(name, TaskSpec(is_regression=args.is_regression))
-    data = prepare(tables, spec, args.sentence_columns, args.label_column_name)
+    known = known_labels(args)
+    if known == [] and spec.is_regression is None and not args.do_train:
+        spec = replace(spec, is_regression=True)
+    options = (tables, spec, args.sentence_columns, args.label_column_name)
+    try:
+        data = prepare(*options, known or None)
+    except DataError as error:
+        if not known or not args.do_train:
+            raise
+        data = prepare(*options)  # those of another task
+        if len(data.label_names or ()) == len(known) and not args.ignore_mismatched_sizes:
+            raise DataError(f"{error}; to train for other labels, pass --ignore_mismatched_sizes true") from error
     if args.do_train and data.train is None:
         raise DataError("there are no training data: give --train_file, or pass --no_do_train")
+    if args.do_train and data.label_names is not None and len(data.label_names) < 2:
+        raise DataError(f"all examples have one label, {data.label_names[0]!r}: there is nothing to learn")
     return data
+
+
+def known_labels(args: GlueArguments) -> list[str] | None:
+    """The labels of a model that is a classifier already; an empty list if it gives a number."""
+    config: Any = load_config(str(args.model_name_or_path))
+    if args.features == "random" or ElmoForSequenceClassification.__name__ not in (config.architectures or []):
+        return None
+    if config.num_labels == 1 or config.problem_type == "regression":
+        return []
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    return None if all(name.startswith("LABEL_") for name in names) else names  # transformers' own say nothing
 
 
 def collate(tokenizer: Any, max_length: int, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +138,7 @@ def make_task(name: str, args: GlueArguments) -> Task:
         collate=partial(collate, tokenizer, args.max_seq_length),
         train=first(data.train, args.max_train_samples),
         validation={split: first(table, args.max_eval_samples) for split, table in data.validation.items()},
-        test=first(data.test, args.max_predict_samples),
+        test={split: first(table, args.max_predict_samples) for split, table in data.test.items()},
         compute_metrics=scorer(data.metrics if names is not None else ("spearmanr", "pearson")),
         best_metric=data.metrics[0] if names is not None else "spearmanr",
         write_predictions=partial(write_predictions, names),
@@ -122,7 +146,7 @@ def make_task(name: str, args: GlueArguments) -> Task:
 
 
 def first(table: Any, number: int | None) -> Any:
-    """The first rows of a table, all by default."""
+    """The first rows of a table, if there is one, all by default."""
     return table if table is None or number is None else table.select(range(min(number, len(table))))
 
 
@@ -134,7 +158,7 @@ def write_predictions(names: list[str] | None, split: str, dataset: Any, output:
         file.write("\t".join(["index", *columns]) + "\n")
         for index, row in enumerate(zip(*columns.values(), strict=True)):
             shown = row if names is None else [names[label] for label in row]
-            file.write("\t".join(map(str, [index, *shown])) + "\n")
+            file.write("\t".join(" ".join(str(cell).split()) for cell in [index, *shown]) + "\n")
     if names is not None and labels:
         table = confusion_table(labels, predicted, names)
         (folder / f"{split}_confusion.txt").write_text(table + "\n", encoding="utf-8")
@@ -142,6 +166,8 @@ def write_predictions(names: list[str] | None, split: str, dataset: Any, output:
 
 def task_names(args: GlueArguments) -> list[str]:
     """The tasks of the command line; "task" for own files."""
+    if len(args.sentence_columns) > 2:
+        raise ArgumentsError(f"--sentence_columns: one or two, not {len(args.sentence_columns)}")
     if not (args.task_name or args.train_file or args.validation_file or args.test_file):
         raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
     return args.task_name or ["task"]

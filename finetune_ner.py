@@ -156,7 +156,7 @@ def make_task(name: str, args: NerArguments) -> Task:
         collate=partial(collate, tokenizer),
         train=data.get("train"),
         validation={"validation": data["validation"]} if "validation" in data else {},
-        test=data.get("test"),
+        test={"test": data["test"]} if "test" in data else {},
         compute_metrics=scorer(labels, args.return_entity_level_metrics),
         best_metric="f1" if are_chunks(labels) else "accuracy",
         write_predictions=partial(write_predictions, labels),

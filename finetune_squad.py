@@ -137,30 +137,32 @@ class Answers:
     """From the model's output to answers, their scores and files. `splits`: the questions of each and their windows."""
 
     args: SquadArguments
-    splits: list[tuple[list[Question], list[Window]]]
+    splits: dict[str, tuple[list[Question], list[Window]]]
 
-    def find(self, output: Any) -> tuple[list[Question], dict[str, Prediction]]:
-        """The questions of the split that was predicted, and by their id what was found; windows in any order."""
-        split, numbers = output.label_ids[-1].T
-        questions, windows = self.splits[split[0]]
+    def find(self, output: Any) -> tuple[str, list[Question], dict[str, Prediction]]:
+        """The split that was predicted, its questions, and by their id what was found; windows in any order."""
+        places, numbers = output.label_ids[-1].T
+        split = list(self.splits)[places[0]]
+        questions, windows = self.splits[split]
         windows = [windows[number] for number in numbers]
         starts, ends = output.predictions[:2]
         args, version_2 = self.args, self.args.version_2_with_negative
         limits = (args.n_best_size, args.max_answer_length, version_2, args.null_score_diff_threshold)
-        return questions, predict_answers(questions, windows, starts, ends, *limits)
+        return split, questions, predict_answers(questions, windows, starts, ends, *limits)
 
     def compute_metrics(self, output: Any) -> Metrics:
         """The official scores; none for questions whose answers are not known."""
-        questions, found = self.find(output)
-        if not any(question.answers for question in questions):
-            return {}
+        split, questions, found = self.find(output)
         version_2 = self.args.version_2_with_negative
+        may_all_be_unanswerable = version_2 and split != "test"
+        if not any(question.answers for question in questions) and not may_all_be_unanswerable:
+            return {}
         scores = evaluate(questions, {name: one.answer for name, one in found.items()}, version_2)
         return {**scores, **best_thresholds(questions, found)} if version_2 else scores
 
     def write(self, split: str, dataset: Any, output: Any, folder: Path):
         """predictions.json and more; other splits than that of validation go before the names of their files."""
-        _, found = self.find(output)
+        _, _, found = self.find(output)
         prefix = "" if split == "validation" else f"{split}_"
         write_json(folder / f"{prefix}predictions.json", {name: one.answer for name, one in found.items()})
         write_json(folder / f"{prefix}nbest_predictions.json", {name: one.candidates for name, one in found.items()})
@@ -181,7 +183,7 @@ def make_task(name: str, args: SquadArguments) -> Task:
         logger.warning(problem)
     data = {split: to_dataset(windows, number) for number, (split, (_, windows)) in enumerate(splits.items())}
     args.label_names = list(LABELS)
-    answers = Answers(args, list(splits.values()))
+    answers = Answers(args, splits)
     return Task(
         name=name,
         model=load_task_model(ElmoForQuestionAnswering, args),
@@ -189,7 +191,7 @@ def make_task(name: str, args: SquadArguments) -> Task:
         collate=partial(collate, tokenizer),
         train=data.get("train"),
         validation={"validation": data["validation"]} if "validation" in data else {},
-        test=data.get("test"),
+        test={"test": data["test"]} if "test" in data else {},
         compute_metrics=answers.compute_metrics,
         best_metric="f1",
         write_predictions=answers.write,

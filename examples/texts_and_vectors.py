@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from modeling_elmo.commands import run_command
 from modeling_elmo.embed import embed
 from modeling_elmo.embedding_files import EmbeddingError
 from modeling_elmo.finetuning_report import aligned
-from modeling_elmo.sentence_tasks import FILE_TYPES, load_files
+from modeling_elmo.tables import FILE_TYPES, read_table_file
 from modeling_elmo.text_files import DataError, ReadingReport, find_files, read_lines
 
 
@@ -47,20 +48,37 @@ def read_columns(file: str, texts: Sequence[str], numbers: Sequence[str] = ()) -
     Raises:
         `DataError`: a file that cannot be read, has no rows or no such columns, or has something else in them.
     """
-    found = load_files({"train": file})["train"]
+    found = read_table_file(file)
     columns = [*texts, *numbers]
     for column in columns:
         if column not in found.column_names:
             raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(found.column_names)}")
-    if not len(found):
-        raise DataError(f"{file} has no rows")
     rows = found.select_columns(columns)[:]
-    for column in columns:
-        kind, name = (str, "a text") if column in texts else (int | float, "a number")
+    read: dict[str, Callable[[Any], Any]] = {**dict.fromkeys(texts, _text), **dict.fromkeys(numbers, _number)}
+    for column, of_kind in read.items():
         for row, value in enumerate(rows[column]):
-            if not isinstance(value, kind):
-                raise DataError(f"{file}, row {row}: column {column!r} has {value!r:.40} instead of {name}")
+            try:
+                rows[column][row] = of_kind(value)
+            except ValueError as error:
+                raise DataError(f"{file}, row {row}: column {column!r} has {value!r:.40} instead of {error}") from None
     return [rows[column] for column in columns]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return value
+
+
+def _number(value: Any) -> float:
+    """Cells of csv and tsv are text."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    if not isinstance(value, int | float):
+        raise ValueError("a number")
+    return value
 
 
 def read_texts(file: str, column: str | None) -> list[str]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo.embed import embed
 from modeling_elmo.loading import load_encoder
-from modeling_elmo.sentence_tasks import load_files
+from modeling_elmo.tables import read_table_file
 from modeling_elmo.text_files import DataError
 
 Use = tuple[list[str], list[int]]  # the words of a sentence, and which of them are meant
@@ -200,7 +200,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def show(arguments: argparse.Namespace):
     """The task that the columns are those of."""
-    is_pairs = "sentence2" in load_files({"train": arguments.train})["train"].column_names
+    is_pairs = "sentence2" in read_table_file(arguments.train).column_names
     (word_in_context if is_pairs else disambiguate)(arguments)
 
 

@@ -36,9 +36,14 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         for action in parser._actions:
             # A value from the recipe serves where a flag would be required.
             action.required = action.required and action.dest not in recipe
-    arguments, *_, unknown = parser.parse_args_into_dataclasses(
-        argv, look_for_args_file=False, return_remaining_strings=True
-    )
+    try:
+        arguments, *_, unknown = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ArgumentsError:
+        raise
+    except ValueError as error:  # of `TrainingArguments`, whose messages are for users, too
+        raise ArgumentsError(" ".join(str(error).split())) from error
     if unknown:
         raise ArgumentsError(f"unknown argument {unknown[0]!r}{hint_for(unknown[0].lstrip('-'), dataclass_type)}")
     return arguments

@@ -21,18 +21,23 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils import logging
 
+from .allennlp_format import listing
 from .arguments import ArgumentsError, flag
 from .layer_cache import LayerCache
 from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
 from .processes import on_main
 from .task_layers import ElmoTaskModel, used_layers
+from .text_files import DataError
 from .tokenization_elmo import ElmoTokenizer
 
 logger = logging.get_logger(__name__)
 
 Metrics = dict[str, float]
 FEATURES = ("elmo", "layer_0", "random")
+# Metrics that tell how fast it went.
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos", "preparation_time")
+LAST = ("last", "true", "True")  # of --resume_from_checkpoint
 CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
 
 
@@ -73,8 +78,8 @@ class FinetuningArguments(TrainingArguments):
     )
     overwrite_output_dir: bool = flag(False, "write into an output folder that has files in it")
     seeds: list[int] = field(
-        default_factory=lambda: [42],
-        metadata={"help": "train once with each of these; several give mean and standard deviation"},
+        default_factory=list,
+        metadata={"help": "train once with each of these, instead of --seed; several give mean and standard deviation"},
     )
     max_train_samples: int | None = flag(None, "train on the first so many examples only")
     max_eval_samples: int | None = flag(None, "evaluate on the first so many examples only")
@@ -102,11 +107,18 @@ class FinetuningArguments(TrainingArguments):
     data_dir: str | None = flag(None, "folder with a folder of data files for each task, instead of the Hub")
 
     def __post_init__(self):
-        if not self.do_train or self.eval_strategy == "no" or not self.do_eval:
+        self._check_flags()
+        if not self.do_eval:
+            self.eval_strategy = "no"
+        if not self.do_train or self.eval_strategy == "no":
             self.load_best_model_at_end = False
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else several processes would each train a model of its own
+        metric, greater_is_better = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
+        if metric is None:  # the task's, and not the loss
+            self.metric_for_best_model, self.greater_is_better = None, greater_is_better
+        self.seeds = self.seeds or [self.seed]
         self.label_names = self.label_names or None
         if self.model_name_or_path is None:
             raise ArgumentsError("--model_name_or_path is missing: the folder or Hub name of an ELMo")
@@ -114,6 +126,21 @@ class FinetuningArguments(TrainingArguments):
             raise ArgumentsError("--output_dir is missing: where the model and its results go")
         if self.features != "elmo" and self.feature_layers:
             raise ArgumentsError(f"--features {self.features} has layer 0 only: leave --feature_layers out")
+
+    def _check_flags(self):
+        """Raise an `ArgumentsError` for flags of `TrainingArguments` that make no sense here, and for bad numbers."""
+        for name in ("remove_unused_columns", "prediction_loss_only", "batch_eval_metrics"):
+            if getattr(self, name):
+                raise ArgumentsError(f"--{name} cannot be had: scores need all predictions, and collators all columns")
+        if self.include_for_metrics:
+            raise ArgumentsError("--include_for_metrics cannot be had: the scores do not look at the inputs")
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_seq_length")
+        for name in (*sizes, "max_train_samples", "max_eval_samples", "max_predict_samples"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ArgumentsError(f"--{name} must be 1 or more, not {value}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ArgumentsError(f"--seeds {' '.join(map(str, self.seeds))}: the same seed gives the same model")
 
     def max_samples(self) -> dict[str, int | None]:
         """How many examples of each split are used; `None` for all."""
@@ -154,6 +181,8 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
         raise ArgumentsError(str(error)) from error
     set_seed(args.seed)
     if args.features == "random":
+        if not args.do_train:
+            raise ArgumentsError("--features random has nothing to evaluate without training: leave --no_do_train out")
         return model_class(config)
     try:
         model, new = load_model(model_class, name, "elmo.", args.ignore_mismatched_sizes, config=config)
@@ -163,6 +192,11 @@ def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments,
             "pretrained ELMo or from a model that was fine-tuned for the same labels and head, or pass "
             f"--ignore_mismatched_sizes true for a new last layer. {error}"
         ) from error
+    if new and not args.do_train:
+        raise ArgumentsError(
+            f"{name} has no head for this task that could be evaluated ({listing(new)} would be random): train one, or "
+            "name a model that was fine-tuned"
+        )
     kept = {weight for weight in model.state_dict() if not weight.startswith("elmo.")} - set(new)
     if args.ignore_mismatched_sizes and any("scalar_mix." not in weight for weight in kept):
         logger.warning(f"the head of {name} goes on, and new are {', '.join(new) or 'no weights'}")
@@ -176,8 +210,11 @@ def check_output_dir(args: FinetuningArguments):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentsError(f"--output_dir {folder} cannot be written: {error.strerror}") from error
-    if not args.do_train or args.resume_from_checkpoint:
+    name = args.resume_from_checkpoint
+    if name is not None and (name not in LAST or any(folder.rglob(f"checkpoint-*/{TRAINER_STATE_NAME}"))):
         return
+    if not args.do_train and folder.resolve() == Path(str(args.model_name_or_path)).resolve():
+        return  # the scores of a model go beside it
     content = [path for path in folder.iterdir() if path.name != CACHE_FOLDER]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(
@@ -193,7 +230,7 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
         ArgumentsError: there is none of that name.
     """
     name = args.resume_from_checkpoint
-    if name in ("last", "true", "True"):
+    if name in LAST:
         return get_last_checkpoint(args.output_dir)
     if name is not None and not Path(name, TRAINER_STATE_NAME).is_file():
         raise ArgumentsError(
@@ -257,10 +294,17 @@ def with_cache(
     if not args.cache_features or not model.bilm_is_frozen:
         return collate
     with args.main_process_first(local=False, desc="layers of the biLM"):
-        cache = LayerCache(args.cache_dir or Path(str(args.output_dir), CACHE_FOLDER), model, args.cache_dtype)
+        folder = args.cache_dir or Path(str(args.output_dir), CACHE_FOLDER)
         cast(Any, model).to(args.device)
-        for dataset in datasets:
-            cache.add(_encoded(dataset, collate), total=len(dataset))
+        try:
+            cache = LayerCache(folder, model, args.cache_dtype)
+            for dataset in datasets:
+                cache.add(_encoded(dataset, collate), total=len(dataset))
+        except OSError as error:
+            raise ArgumentsError(
+                f"the layers cannot be kept in {folder} ({error}): make room, name another folder with --cache_dir, or "
+                "compute them each time with --cache_features false"
+            ) from error
     return CachedCollator(collate, cache)
 
 
@@ -275,6 +319,7 @@ class Task:
 
     Attributes:
         validation: by name, such as "validation_matched"; the first one decides which checkpoint is best.
+        test: likewise by name; it may have no labels.
         compute_metrics: from an `EvalPrediction` to named numbers.
         best_metric: the one that decides.
         write_predictions: called with split, data set, `PredictionOutput` and folder, for each split predicted.
@@ -286,7 +331,7 @@ class Task:
     collate: Callable[[list[Any]], Any]
     train: Dataset | None
     validation: dict[str, Dataset]
-    test: Dataset | None
+    test: dict[str, Dataset]
     compute_metrics: Callable[[Any], Metrics]
     best_metric: str
     write_predictions: Callable[[str, Dataset, Any, Path], None]
@@ -302,12 +347,15 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     splits = dict(task.validation) if args.do_eval else {}
     if not splits:
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
-    if task.test is not None and args.do_predict:
-        splits["test"] = task.test
+    if args.do_predict:
+        splits |= task.test
     train = task.train if args.do_train else None
+    for split, dataset in {**({} if train is None else {"train": train}), **splits}.items():
+        if len(dataset) == 0:
+            raise DataError(f"the {split} data have nothing to train on or to score")
     checkpoint = find_checkpoint(args)  # rather now than after the layers were computed
-    args.metric_for_best_model = f"eval_{task.best_metric}"
-    args.greater_is_better = True
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = f"eval_{task.best_metric}", True
     trainer = trainer_class(
         model=task.model,
         args=args,
@@ -319,19 +367,37 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     )
     metrics: Metrics = {}
     if train is not None:
-        metrics.update(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        metrics.update(_trained(trainer, checkpoint))
         trainer.save_model()
         trainer.save_state()
     for split, dataset in splits.items():
         output = trainer.predict(dataset, metric_key_prefix=split)  # type: ignore[arg-type]
-        metrics.update(output.metrics or {})
+        metrics.update(_of_labels(output.metrics or {}, split))
         if trainer.is_world_process_zero():
             task.write_predictions(split, dataset, output, folder)
     if trainer.is_world_process_zero():
         layers = {"layers": used_layers(task.model.config), **task.model.layer_weights()}
+        earlier = folder / "all_results.json"
+        if train is None and earlier.is_file():  # of the training that made this model
+            metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
         write_json(folder / "all_results.json", metrics)
         write_json(folder / "layer_weights.json", layers)
     return metrics
+
+
+def _trained(trainer: ElmoTrainer, checkpoint: str | None) -> Metrics:
+    try:
+        return trainer.train(resume_from_checkpoint=checkpoint).metrics
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise ArgumentsError(str(error.args[0])) from error
+
+
+def _of_labels(metrics: Metrics, split: str) -> Metrics:
+    """Without the loss, if it is that of labels which are not known, as nothing but times beside it tells."""
+    scores = [name for name in metrics if not name.endswith(SPEEDS)]
+    return {name: value for name, value in metrics.items() if scores != [f"{split}_loss"] or name not in scores}
 
 
 @dataclass

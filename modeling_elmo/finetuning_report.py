@@ -12,16 +12,13 @@ from typing import Any, TypeVar
 from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
-from .finetuning import ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
+from .finetuning import SPEEDS, ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
 from .freed_memory import keep_freed_memory
 from .loading import LoadingError
 from .processes import on_main
 from .text_files import DataError
 
 Arguments = TypeVar("Arguments", bound=FinetuningArguments)
-
-# Left out of tables: how fast it went.
-SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos")
 
 
 def summary_table(results: Sequence[Result], splits: Sequence[str] = ("validation", "test")) -> str:

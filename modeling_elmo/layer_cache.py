@@ -8,6 +8,7 @@ found again by a hash of its characters.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -70,7 +71,15 @@ class LayerCache:
             starts = np.cumsum(lengths) - lengths
             for key, start, length in zip(keys, starts.tolist(), lengths.tolist(), strict=True):
                 self.places[key.tobytes()] = (start, length)
+            words = int(lengths.sum())
+            if not self._has_data(words):
+                self.places = {}  # somebody cut the data off: they are computed anew
         self._map_data()
+
+    def _has_data(self, words: int) -> bool:
+        file = self.folder / "layers.bin"
+        needed = words * math.prod(self.shape) * self.dtype.itemsize
+        return file.is_file() and file.stat().st_size >= needed
 
     def _map_data(self):
         words = sum(length for _, length in self.places.values())

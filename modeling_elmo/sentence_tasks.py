@@ -4,7 +4,9 @@ The nine of GLUE by name (Wang et al. 2018, arXiv 1804.07461), and any table wit
 one of labels.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,19 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
+from .tables import FILE_TYPES, read_table_file
 from .text_files import DataError
 
 Metrics = dict[str, float]
-SPLITS = ("train", "validation", "test")
-FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
+SPLITS = (
+    "train",
+    "validation",
+    "test",
+    "validation_matched",
+    "validation_mismatched",
+    "test_matched",
+    "test_mismatched",
+)
 # Columns that are taken for sentences when nothing else is said, the first that fits.
 SENTENCE_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
@@ -50,19 +60,19 @@ GLUE = {
     "wnli": TaskSpec(("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",)),
 }  # fmt: skip
 GLUE_ON_HUB = "nyu-mll/glue"
-NO_LABELS = {None, -1}  # how test sets hide them
+WHOLE_NUMBER = re.compile(r"^(-?(?:0|[1-9][0-9]*))\.0+$")  # 3.0
 
 
 @dataclass
 class SentenceData:
     """A task's data, ready to train on: columns `texts` (one or two strings), `length`, `labels`.
 
-    `labels` are class ids, or numbers if `label_names` is `None`. A test set may have none.
+    `labels` are class ids, or numbers if `label_names` is `None`. Test data may have none.
     """
 
     train: Dataset | None
     validation: dict[str, Dataset]
-    test: Dataset | None
+    test: dict[str, Dataset]
     label_names: list[str] | None
     metrics: tuple[str, ...]
     columns: tuple[str, ...] = field(default=())
@@ -74,26 +84,8 @@ class SentenceData:
 
 
 def load_files(files: dict[str, str]) -> DatasetDict:
-    """Tables from files (json, jsonl, csv, tsv, parquet, also .gz) by split.
-
-    Raises:
-        DataError: a file that is not there, of an unknown kind, or that cannot be read.
-    """
-    tables = {}
-    for split, name in files.items():
-        path = Path(name)
-        if not path.is_file():
-            raise DataError(f"{name} is no file")
-        suffix = next((part for part in reversed(path.name.lower().split(".")) if part in FILE_TYPES), None)
-        if suffix is None:
-            raise DataError(f"{name}: a table must end in .{', .'.join(FILE_TYPES)}, compressed or not")
-        options: dict[str, Any] = {"sep": "\t"} if suffix == "tsv" else {}
-        try:
-            tables[split] = load_dataset(FILE_TYPES[suffix], data_files=name, split="train", **options)
-        except Exception as error:  # `datasets` raises whatever its parsers raise
-            cause = str(error.__cause__ or error).strip().splitlines()
-            raise DataError(f"{name} cannot be read: {cause[0] if cause else type(error).__name__}") from error
-    return DatasetDict(tables)
+    """Tables from files by split; see `read_table_file`."""
+    return DatasetDict({split: read_table_file(name) for split, name in files.items()})
 
 
 def load_task(name: str, data_dir: str | None) -> DatasetDict:
@@ -107,9 +99,8 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
         if not folder.is_dir():
             there = sorted(path.name for path in Path(data_dir).iterdir()) if Path(data_dir).is_dir() else []
             raise DataError(f"--data_dir {data_dir} has no folder {name!r}; it has {', '.join(there) or 'nothing'}")
-        splits = [*SPLITS, "validation_matched", "validation_mismatched"]
         paths = sorted(path for path in folder.iterdir() if set(path.name.split(".")) & set(FILE_TYPES))
-        files = {path.name.split(".")[0]: str(path) for path in paths if path.name.split(".")[0] in splits}
+        files = {path.name.split(".")[0]: str(path) for path in paths if path.name.split(".")[0] in SPLITS}
         if not files:
             raise DataError(f"{folder} has no files such as train.jsonl.gz and validation.jsonl.gz")
         return load_files(files)
@@ -124,34 +115,44 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
 
 
 def prepare(
-    tables: DatasetDict, spec: TaskSpec, columns: Sequence[str] | None = None, label_column: str = "label"
+    tables: DatasetDict,
+    spec: TaskSpec,
+    columns: Sequence[str] | None = None,
+    label_column: str = "label",
+    known: Sequence[str] | None = None,
 ) -> SentenceData:
-    """Texts, lengths and label ids from tables; a test set whose labels are all missing gets no column of them.
+    """Texts, lengths and label ids from tables; test data whose labels are all missing get no column of them.
 
     Args:
         columns: one or two columns of sentences; by default the task's, or the usual names.
+        known: the labels of a model that was fine-tuned before: ids are its own.
 
     Raises:
-        DataError: missing columns, missing texts or labels, labels of validation that training does not have.
+        DataError: missing columns, missing texts or labels, labels that training or the model does not have.
     """
     first = next(iter(tables.values()))
     columns = tuple(columns or spec.columns or _guess_columns(first))
     for split, table in tables.items():
-        for column in [*columns, *([label_column] if split != "test" else [])]:
+        for column in [*columns, *([] if split.startswith("test") else [label_column])]:
             if column not in table.column_names:
                 raise DataError(f"{split} has no column {column!r}; its columns are {', '.join(table.column_names)}")
-    names, to_id = _labels(tables, spec, label_column)
+    labels = {split: _labels(table, label_column, split, spec.label_names) for split, table in tables.items()}
+    names = _label_names(tables, labels, spec, label_column, known)
     prepared = {}
     for split, table in tables.items():
         texts = list(zip(*(_strings(table, column, split) for column in columns), strict=True))
         rows: dict[str, list[Any]] = {"texts": [list(row) for row in texts]}
         rows["length"] = [sum(len(text.split()) for text in row) for row in texts]
-        labels = _column(table, label_column)
-        if split != "test" or not set(labels) <= NO_LABELS:
-            rows["labels"] = [to_id(value, split, row) for row, value in enumerate(labels)]
+        hidden = {None, "-1"} - set(names or ())  # how test data hide them
+        if not split.startswith("test") or not set(labels[split]) <= hidden:
+            to_id: Callable[[str | None, str], float] = (
+                _to_number if names is None else _id_of(names, known is not None)
+            )
+            rows["labels"] = [to_id(value, f"{split}, row {row}") for row, value in enumerate(labels[split])]
         prepared[split] = Dataset.from_dict(rows)
-    validation = {split: prepared[split] for split in prepared if split.startswith("validation")}
-    return SentenceData(prepared.get("train"), validation, prepared.get("test"), names, spec.metrics, columns)
+    validation = {split: table for split, table in prepared.items() if split.startswith("validation")}
+    test = {split: table for split, table in prepared.items() if split.startswith("test")}
+    return SentenceData(prepared.get("train"), validation, test, names, spec.metrics, columns)
 
 
 def _guess_columns(table: Dataset) -> tuple[str, ...]:
@@ -175,44 +176,87 @@ def _strings(table: Dataset, column: str, split: str) -> list[str]:
     return values
 
 
-def _labels(
-    tables: DatasetDict, spec: TaskSpec, column: str
-) -> tuple[list[str] | None, Callable[[Any, str, int], float | int]]:
-    """The names of the labels (`None` for numbers), and what turns a label into an id."""
-    source = tables.get("train") or next(iter(tables.values()))
-    feature = source.features.get(column)
-    values = [value for value in _column(source, column) if value is not None]
-    is_regression = spec.is_regression
-    if is_regression is None:
-        is_regression = any(isinstance(value, float) and value != int(value) for value in values)
-    if is_regression:
-        return None, _to_number
+def _labels(table: Dataset, column: str, split: str, task_names: Sequence[str] | None) -> list[str | None]:
+    """The labels of a table as text, whatever it holds: names of classes, numbers (3.0 as "3"), truth values.
+
+    Ids of classes become names, by the table itself (each split's may number them in its own way) or by the task.
+    """
+    feature = table.features.get(column)
+    names = feature.names if isinstance(feature, ClassLabel) else task_names
+
+    def text_of(value: Any, row: int) -> str | None:
+        if isinstance(value, list | dict):
+            raise DataError(f"{split}, row {row}: column {column!r} has {value!r:.60} instead of a label")
+        if names is not None and isinstance(value, int) and 0 <= value < len(names):
+            return names[value]
+        if value is None or value == "" or value != value:  # NaN
+            return None
+        return WHOLE_NUMBER.sub(r"\1", str(value))
+
+    return [text_of(value, row) for row, value in enumerate(_column(table, column))]
+
+
+def _label_names(
+    tables: DatasetDict, labels: dict[str, list[str | None]], spec: TaskSpec, column: str, known: Sequence[str] | None
+) -> list[str] | None:
+    """The names of the labels in the order of their ids; `None` for numbers."""
+    source = "train" if "train" in tables else next(iter(tables))
+    distinct = {label for label in labels[source] if label is not None}
+    if spec.is_regression or (spec.is_regression is None and known is None and _has_fractions(distinct)):
+        return None
+    if known is not None:
+        return list(known)
     if spec.label_names:
-        distinct: list[Any] = list(range(len(spec.label_names)))
-        names = list(spec.label_names)
-    elif isinstance(feature, ClassLabel):
-        distinct, names = list(range(feature.num_classes)), list(feature.names)
-    else:
-        distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-        names = [f"{value:g}" if isinstance(value, float) else str(value) for value in distinct]
-    ids = {value: number for number, value in enumerate(distinct)}
-
-    def to_id(value: Any, split: str, row: int) -> int:
-        if isinstance(value, str) and value not in ids and value in names:
-            return names.index(value)
-        if value not in ids:
-            where = "is none" if value is None else "does not occur in the training data"
-            raise DataError(f"{split}, row {row}: the label {value!r} {where}; known labels: {', '.join(names)}")
-        return ids[value]
-
-    return names, to_id
+        return list(spec.label_names)
+    feature = tables[source].features.get(column)
+    names = list(feature.names) if isinstance(feature, ClassLabel) else sorted(distinct, key=_by_number)
+    if not names:
+        raise DataError(f"the {source} data have no labels to learn or to score")
+    return names
 
 
-def _to_number(value: Any, split: str, row: int) -> float:
+def _has_fractions(labels: Iterable[str]) -> bool:
+    numbers = [_number(label) for label in labels]
+    return None not in numbers and any(number != int(number) for number in numbers if number is not None)
+
+
+def _number(label: str) -> float | None:
+    """The finite number that a label is, or `None`."""
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{split}, row {row}: the label {value!r} is no number, but this is a regression") from error
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _by_number(label: str) -> tuple[bool, float, str]:
+    """Numbers by size, then names."""
+    number = _number(label)
+    return number is None, number or 0.0, label
+
+
+def _id_of(names: Sequence[str], are_the_models: bool) -> Callable[[str | None, str], int]:
+    """What turns a label into its id: a name does, and an id itself where no name is a number."""
+    ids = {name: number for number, name in enumerate(names)}
+    if all(_number(name) is None for name in names):
+        ids |= {str(number): number for number in ids.values()}
+
+    def to_id(label: str | None, place: str) -> int:
+        if label is None or label not in ids:
+            shown = label if label is None or _number(label) is not None else repr(label)
+            where = "is none of the model's" if are_the_models else "does not occur in the training data"
+            where = "is none" if label is None else where
+            raise DataError(f"{place}: the label {shown} {where}; known labels: {', '.join(names)}")
+        return ids[label]
+
+    return to_id
+
+
+def _to_number(label: str | None, place: str) -> float:
+    number = None if label is None else _number(label)
+    if number is None:
+        raise DataError(f"{place}: the label {label!r} is no number, but this is a regression")
+    return number
 
 
 def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
@@ -233,8 +277,8 @@ def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
         "f1": f1_score,
         "macro_f1": lambda gold, predicted: f1_score(gold, predicted, average="macro"),
         "matthews_correlation": matthews_corrcoef,
-        "pearson": lambda gold, predicted: pearsonr(gold, predicted).statistic,
-        "spearmanr": lambda gold, predicted: spearmanr(gold, predicted).statistic,
+        "pearson": lambda gold, predicted: pearsonr(gold, predicted).statistic if len(gold) > 1 else math.nan,
+        "spearmanr": lambda gold, predicted: spearmanr(gold, predicted).statistic if len(gold) > 1 else math.nan,
     }
 
     def compute(prediction: Any) -> Metrics:

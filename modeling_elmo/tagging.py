@@ -18,7 +18,7 @@ from datasets import Sequence as ListOf
 from transformers.utils import logging
 
 from .crf import tag_scheme
-from .sentence_tasks import load_files
+from .tables import read_table_file
 from .text_files import SPLIT_NAMES, DataError, ReadingReport, read_lines
 
 logger = logging.get_logger(__name__)
@@ -103,7 +103,7 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
         raise DataError(f"{name} is no file")
     endings = set(Path(name).name.lower().split(".")[1:])
     if endings & TABLES:
-        return read_table(load_files({"train": name})["train"], columns, name, needs_tags)
+        return read_table(read_table_file(name), columns, name, needs_tags)
     if "csv" in endings:
         raise DataError(f"{name}: write a word a line, then a tab and its tag; or make a .jsonl or .parquet table")
     sentences = list(_sentences_of_rows(name))
@@ -111,6 +111,11 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     text, label = _column_numbers(name, columns, width)
     if label == text and needs_tags:
         raise DataError(f"{name} has no tags: column {text} of {width} is that of the words")
+    for place, rows in sentences:
+        if label != text and any(not cells[label].strip() for cells in rows):
+            raise DataError(
+                f"{place}: a word of this sentence has an empty tag in column {label}, the last is {width - 1}"
+            )
     return [
         TaggedSentence(
             [cells[text] for cells in rows], None if label == text else [cells[label] for cells in rows], place
@@ -222,6 +227,7 @@ def mend_tags(splits: Splits, refuse: bool = False) -> Splits:
         refuse: raise a `DataError` at the first instead.
     """
     used = tags_in(splits.values())
+    _warn_of_strays(splits, used)
     if not are_chunks(used) or {tag[:1] for tag in used} - set("BIO"):
         return splits
     mended: Splits = {}
@@ -245,6 +251,19 @@ def mend_tags(splits: Splits, refuse: bool = False) -> Splits:
                 f"{split}: {number:,} tags I-... that do not follow their own type were read as B-... (IOB2)"
             )
     return mended
+
+
+def _warn_of_strays(splits: Splits, used: set[str]):
+    """Tell of tags that keep the others from being those of chunks, such as a 0 for an O."""
+    chunks = {tag for tag in used if tag[:1] in "BIESLU" and tag[1:2] == "-"}
+    strays = sorted(used - chunks - {"O"})
+    if chunks and not are_chunks(used):
+        everything = (sentence for sentences in splits.values() for sentence in sentences)
+        place = next(sentence.place for sentence in everything if strays[0] in (sentence.tags or ()))
+        logger.warning(
+            f"{place}: the tag {strays[0]!r} is none of chunks, as {sorted(chunks)[0]!r} is"
+            f"{f' ({len(strays)} such tags)' if len(strays) > 1 else ''}: so words are scored, and no entities"
+        )
 
 
 def tags_in(splits: Iterable[list[TaggedSentence]]) -> set[str]:

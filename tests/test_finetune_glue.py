@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from datasets import ClassLabel, Dataset
 from finetuning_runs import change_weights, command_line, run_script, save_pretrained
 from safetensors.torch import load_file
 from training_runs import forked, load_script
@@ -247,6 +248,101 @@ def test_an_interrupted_training_goes_on(run, tmp_path):
         torch.testing.assert_close(weight, parts.state_dict()[name], rtol=0, atol=1e-6, msg=name)
 
 
+def test_a_finished_model_keeps_its_labels(run, data, tmp_path, capsys):
+    """Whatever the order in which other data have them, as names or as ids, or without any."""
+    names = ["sad", "glad"]  # not in the order of the alphabet
+    texts, ids = {}, {}
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (data / "sentiment" / f"{split}.jsonl").open()]
+        texts[split], ids[split] = [row["text"] for row in rows], ["np".index(row["label"]) for row in rows]
+    train = Dataset.from_dict({"text": texts["train"], "label": ids["train"]})
+    train.cast_column("label", ClassLabel(names=names)).to_parquet(tmp_path / "train.parquet")
+    own: dict = {"task_name": None, "data_dir": None, "validation_file": tmp_path / "train.parquet"}
+    flags = {"head": "linear", "learning_rate": 0.1, "num_train_epochs": 12}
+    assert run(**own, **flags, train_file=tmp_path / "train.parquet") == 0
+
+    def rows_with(label_of) -> Path:
+        return bad_rows(
+            tmp_path,
+            [{"text": text, "label": label_of(label)} for text, label in zip(texts["test"], ids["test"], strict=True)],
+        )
+
+    own |= {"model_name_or_path": tmp_path / "out", "do_train": "false"}
+    for kind, label_of in (("names", names.__getitem__), ("ids", int)):
+        assert run(**{**own, "validation_file": rows_with(label_of)}, output_dir=tmp_path / kind) == 0
+        assert results(tmp_path / kind)["validation_accuracy"] > 0.8, kind
+    expected = (tmp_path / "names" / "validation_predictions.tsv").read_text().splitlines()
+    own["validation_file"] = None
+    assert run(**own, test_file=rows_with(lambda label: None), output_dir=tmp_path / "unlabelled") == 0
+    predicted = (tmp_path / "unlabelled" / "test_predictions.tsv").read_text().splitlines()
+    assert predicted == [line.rpartition("\t")[0] for line in expected]
+    assert "test_loss" not in results(tmp_path / "unlabelled")
+
+    own["validation_file"] = file = rows_with("np".__getitem__)
+    capsys.readouterr()
+    assert run(**own, output_dir=tmp_path / "other") == 2
+    assert "is none of the model's; known labels: sad, glad" in capsys.readouterr().err
+    own |= {"do_train": "true", "train_file": file, "max_steps": 1, "output_dir": tmp_path / "other"}
+    assert run(**own) == 2
+    assert "pass --ignore_mismatched_sizes true" in capsys.readouterr().err
+    assert run(**own, ignore_mismatched_sizes="true") == 0
+
+
+def test_a_model_without_a_head_cannot_be_evaluated(run, capsys):
+    for flags in ({}, {"features": "random"}, {"ignore_mismatched_sizes": "true"}):
+        assert run(do_train="false", **flags) == 2
+        assert "no head for this task" in (error := capsys.readouterr().err) or "nothing to evaluate" in error
+
+
+def test_scores_of_a_model_go_beside_those_of_its_training(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(num_train_epochs=1) == 0
+    before = results(out)
+    assert run(model_name_or_path=out, do_train="false", max_eval_samples=4) == 0
+    assert results(out)["train_loss"] == before["train_loss"]
+    assert results(out)["validation_loss"] != before["validation_loss"]
+    capsys.readouterr()
+    assert run(output_dir=tmp_path / "copy", num_train_epochs=1) == 0
+    assert run(model_name_or_path=out, do_train="false", output_dir=tmp_path / "copy") == 2
+    assert "has files in it" in capsys.readouterr().err
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert run(resume_from_checkpoint="last") == 2, "there is nothing to go on from, and a model to be lost"
+
+
+def test_flags_of_trainer_are_heard(run, tmp_path):
+    weights = {}
+    for name, flags in {
+        "seed": {"seed": 7},
+        "seeds": {"seeds": 7},
+        "default": {},
+        "loss": {"metric_for_best_model": "loss", "num_train_epochs": 3},
+        "none": {"do_eval": "false"},
+    }.items():
+        assert run(output_dir=tmp_path / name, **{"num_train_epochs": 1, **flags}) == 0
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["seed"] == weights["seeds"] != weights["default"]
+    history = json.loads((tmp_path / "loss" / "trainer_state.json").read_text())
+    losses = [line["eval_loss"] for line in history["log_history"] if "eval_loss" in line]
+    assert history["best_metric"] == min(losses) and len(losses) == 3
+    history = json.loads((tmp_path / "none" / "trainer_state.json").read_text())
+    assert not any("eval_loss" in line for line in history["log_history"])
+    assert not any(name.startswith("validation") for name in results(tmp_path / "none"))
+
+
+def test_layers_that_cannot_be_kept(run, tmp_path, capsys):
+    assert run(num_train_epochs=1) == 0
+    (data_file,) = (tmp_path / "out" / "_layer_cache").glob("*/layers.bin")
+    data_file.write_bytes(data_file.read_bytes()[:1000])  # of a disk that was full, say
+    assert run(num_train_epochs=1, output_dir=tmp_path / "again", cache_dir=tmp_path / "out" / "_layer_cache") == 0
+    for name in ("train_loss", "validation_loss"):
+        assert results(tmp_path / "again")[name] == results(tmp_path / "out")[name]
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert run(output_dir=tmp_path / "third", cache_dir=tmp_path / "file") == 2
+    assert "compute them each time with --cache_features false" in capsys.readouterr().err
+
+
 def bad_rows(tmp_path, rows) -> Path:
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -270,6 +366,13 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"feature_layers": [1], "features": "layer_0"}, "leave --feature_layers out"),
         ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is no checkpoint"),
         ({"output_dir": "/dev/null"}, "--output_dir /dev/null cannot be written"),
+        ({"sentence_columns": ["a", "b", "c"]}, "--sentence_columns: one or two, not 3"),
+        ({"max_eval_samples": -3}, "--max_eval_samples must be 1 or more, not -3"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be 1 or more"),
+        ({"seeds": [1, 1]}, "--seeds 1 1: the same seed gives the same model"),
+        ({"remove_unused_columns": "true"}, "--remove_unused_columns cannot be had"),
+        ({"save_strategy": "no"}, "load_best_model_at_end"),
+        ({"metric_for_best_model": "beauty"}, "eval_beauty"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, capsys, flags, message):

@@ -284,6 +284,7 @@ def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, capsys, flags, 
     [
         ("a.txt", "the O\nXy\n", "a.txt, line 2: 1 columns, but 2 in the lines before it"),
         ("a.txt", "", "there are no training data"),
+        ("a.txt", "the\tO\t\ncat\tB-X\t\n", "a.txt, line 1: a word of this sentence has an empty tag in column 2"),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}\n', "a.jsonl, row 0: 2 words, but 1 tags"),
         (
             "a.jsonl",

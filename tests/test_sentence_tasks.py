@@ -45,21 +45,6 @@ def test_files_of_all_kinds(tmp_path, name):
     assert list(data.train["length"]) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("content", "name", "message"),
-    [
-        (None, "none.csv", "is no file"),
-        ("x", "a.docx", r"must end in \.json"),
-        ("{not json", "a.json", "cannot be read"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, content, name, message):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_files({"train": str(tmp_path / name)})
-
-
 def test_a_folder_with_a_folder_for_each_task(tmp_path):
     (tmp_path / "mine").mkdir()
     write(tmp_path / "mine", "train.jsonl.gz", ROWS)
@@ -125,6 +110,86 @@ def test_labels_of_all_kinds():
     assert labels(["not_entailment", "entailment"], rte) == ([1, 0], ["entailment", "not_entailment"])
 
 
+def test_ids_of_classes_are_read_by_the_split_that_has_them():
+    """Splits may number their classes otherwise, or have names."""
+    train = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).cast_column("label", ClassLabel(names=["z", "a"]))
+    other = train.cast_column("label", ClassLabel(names=["a", "z"]))
+    named = Dataset.from_dict({"text": ["a", "b"], "label": ["a", "z"]})
+    data = prepare(DatasetDict(train=train, validation=other, validation_named=named), TaskSpec())
+    assert data.label_names == ["z", "a"] and list(data.train["labels"]) == [0, 1]
+    assert (
+        list(data.validation["validation"]["labels"]) == list(data.validation["validation_named"]["labels"]) == [1, 0]
+    )
+    assert list(prepare(DatasetDict(train=named, validation=other), TaskSpec()).validation["validation"]["labels"]) == [
+        0,
+        1,
+    ]
+
+
+def test_labels_are_the_same_whatever_each_file_makes_of_them(tmp_path):
+    """Numbers in one file are numbers as text in another, beside a word."""
+    for name, rows in {
+        "train.csv": [{"text": "a", "label": label} for label in ("0", "1", "other")],
+        "validation.jsonl": [{"text": "a", "label": label} for label in (1, 0)],
+        "test.csv": [{"text": "a", "label": label} for label in ("1.0", "other")],
+    }.items():
+        write(tmp_path, name, rows)
+    files = {path.stem: str(path) for path in tmp_path.iterdir()}
+    data = prepare(load_files(files), TaskSpec())
+    assert data.label_names == ["0", "1", "other"]
+    assert list(data.validation["validation"]["labels"]) == [1, 0] and list(data.test["test"]["labels"]) == [1, 2]
+
+
+def test_labels_of_a_model_are_kept():
+    rows = tables([{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}])
+    assert list(prepare(rows, TaskSpec(), known=["yes", "no", "perhaps"]).train["labels"]) == [0, 1]
+    ids = tables([{"text": "a", "label": 2}, {"text": "b", "label": 0}])
+    assert list(prepare(ids, TaskSpec(), known=["yes", "no", "perhaps"]).train["labels"]) == [2, 0]
+    assert list(prepare(ids, TaskSpec(), known=["2", "0"]).train["labels"]) == [0, 1]
+    swapped = prepare(
+        tables([{"sentence1": "a", "sentence2": "b", "label": 0}]), GLUE["wnli"], known=["entailment", "not_entailment"]
+    )
+    assert list(swapped.train["labels"]) == [1], "0 is the task's not_entailment"
+    with pytest.raises(
+        DataError, match="train, row 1: the label 'no' is none of the model's; known labels: yes, perhaps"
+    ):
+        prepare(rows, TaskSpec(), known=["yes", "perhaps"])
+    only_test = DatasetDict(test=Dataset.from_dict({"text": ["a"]}))
+    assert prepare(only_test, TaskSpec(), known=["x", "y"]).label_names == ["x", "y"]
+    with pytest.raises(DataError, match="no labels to learn or to score"):
+        prepare(only_test, TaskSpec())
+
+
+def test_glue_hides_labels_of_both_test_sets_of_mnli():
+    rows = [{"premise": "a", "hypothesis": "b", "label": 0}]
+    hidden = [{**rows[0], "label": -1}]
+    data = prepare(tables(rows, validation_matched=rows, test_matched=hidden, test_mismatched=hidden), GLUE["mnli"])
+    assert (
+        list(data.test) == ["test_matched", "test_mismatched"]
+        and "labels" not in data.test["test_matched"].column_names
+    )
+
+
+def test_a_class_of_minus_one_is_a_class():
+    rows = [{"text": "a", "label": -1}, {"text": "b", "label": 1}]
+    assert list(prepare(tables(rows, test=rows[:1]), TaskSpec()).test["test"]["labels"]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_regression", "message"),
+    [
+        ([1.5, float("nan")], None, "row 1: the label None is no number"),
+        ([1.5, float("inf")], True, "row 1: the label 'inf' is no number"),
+        (["yes", ""], None, "row 1: the label None is none"),
+        ([[1], [2]], None, r"row 0: column 'label' has \[1\] instead of a label"),
+    ],
+)
+def test_what_is_no_label_is_told_with_its_row(values, is_regression, message):
+    table = Dataset.from_dict({"text": ["a", "b"], "label": values})
+    with pytest.raises(DataError, match=f"train, {message}"):
+        prepare(DatasetDict(train=table), TaskSpec(is_regression=is_regression))
+
+
 def test_labels_that_training_does_not_have_are_refused():
     with pytest.raises(
         DataError, match="validation, row 0: the label 'maybe' does not occur in the training data; kno"
@@ -140,10 +205,10 @@ def test_test_data_may_have_no_labels():
     train = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
     for missing in ({}, {"label": -1}, {"label": None}):
         data = prepare(tables(train, test=[{"sentence": "a", **missing}]), TaskSpec())
-        assert data.test.column_names == ["texts", "length"] and "labels" in data.train.column_names
+        assert data.test["test"].column_names == ["texts", "length"] and "labels" in data.train.column_names
     numbers = [{"sentence1": "a", "sentence2": "b", "label": 1.5}]
     hidden = [{**numbers[0], "label": -1.0}]  # as the Hub has STS-B
-    assert "labels" not in prepare(tables(numbers, test=hidden), GLUE["stsb"]).test.column_names
+    assert "labels" not in prepare(tables(numbers, test=hidden), GLUE["stsb"]).test["test"].column_names
     with pytest.raises(DataError, match="test, row 1: the label -1 does not occur"):
         prepare(tables(train, test=[train[0], {"sentence": "a", "label": -1}]), TaskSpec())
 

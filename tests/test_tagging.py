@@ -76,6 +76,14 @@ def told(function, *arguments, **options):
     return result, captured.out
 
 
+def test_tags_that_keep_others_from_being_those_of_chunks_are_told():
+    splits = {**split_of("O B-PER O"), **split_of("0 B-PER I-PER", name="validation")}
+    mended, log = told(mend_tags, splits)
+    assert mended == splits
+    assert "validation, row 0: the tag '0' is none of chunks, as 'B-PER' is" in log
+    assert told(mend_tags, split_of("DT NN", "VB"))[1] == ""
+
+
 # ---- files of columns
 
 
