@@ -24,6 +24,7 @@ Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python trai
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, Stopped) else 2
+    except KeyboardInterrupt:  # before there was anything to save
+        print("train.py: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -230,6 +230,8 @@ class PretrainingArguments:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ArgumentsError(f"seed must be less than 2 to the power of 63, not {self.seed}")
         for name in ("learning_rate", "muon_learning_rate", "num_train_epochs", "initial_accumulator_value"):
             if not getattr(self, name) > 0:
                 raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")

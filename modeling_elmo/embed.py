@@ -11,6 +11,7 @@ it was. The function `embed` does the same for texts in memory.
 """
 
 import argparse
+import glob
 import importlib.util
 import sys
 import time
@@ -34,6 +35,7 @@ from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
+from .tables import rows_of_text, unreadable_table
 from .text_files import OPENERS, DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
@@ -41,14 +43,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 LAYERS = ("mix", "top", "average", "all")
 POOLINGS = ("mean", "max")
 BATCHES_AHEAD = 2
-# The reader of `datasets` for each kind of table, and what it is told.
-TABLES: dict[str, tuple[str, dict[str, str]]] = {
-    ".parquet": ("parquet", {}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-}
+# What `datasets` calls each kind of table; those of text are read by `tables.py`.
+TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": None, ".tsv": None}
 
 
 def embed(
@@ -83,8 +79,10 @@ def embed(
         (num_hidden_layers + 1, words, hidden_size); pooled, without the dimension of the words.
 
     Raises:
-        EmbeddingError: a choice that there is not.
+        EmbeddingError: a choice that there is not, or one text instead of several.
     """
+    if isinstance(texts, str):
+        raise EmbeddingError(f"texts must be several: put {texts!r:.60} into a list")
     check_choices(layers, pooling, model.config.num_hidden_layers)
     words = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
     for window in windows(words, words_per_window):
@@ -276,11 +274,7 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
             raise DataError(f"{arguments.input} has no columns: --column is for tables ({', '.join(TABLES)})")
         yield from (split(line) for line in read_lines(files, report))
         return
-    from datasets import load_dataset
-
-    reader, options = TABLES[kind]
-    table = load_dataset(reader, data_files=files, split="train", streaming=True, **options)
-    for number, row in enumerate(table):
+    for number, row in enumerate(_rows_of_tables(files, TABLES[kind])):
         if arguments.column not in row:
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
         value = row[arguments.column]
@@ -295,6 +289,20 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
                 f"row {number} of {arguments.input} has {value!r:.60} in column {arguments.column!r}: only texts and "
                 "lists of words can be embedded"
             )
+
+
+def _rows_of_tables(files: Sequence[str], reader: str | None) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    for file in files:
+        if reader is None:
+            yield from rows_of_text(file)
+            continue
+        try:
+            # `datasets` takes names for patterns.
+            yield from load_dataset(reader, data_files=glob.escape(file), split="train", streaming=True)
+        except Exception as error:  # it raises whatever its parsers raise
+            raise unreadable_table(file, error) from error
 
 
 def kind_of_table(files: Sequence[str]) -> str | None:
@@ -327,7 +335,7 @@ def run(arguments: argparse.Namespace):
 
     if arguments.format == "hdf5" and importlib.util.find_spec("h5py") is None:
         raise EmbeddingError("HDF5 needs h5py: pip install 'modeling-elmo[convert]'")
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes would not find each other
     model, tokenizer = load_encoder(arguments.model, DTYPES[arguments.model_dtype])
     check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
     settings = settings_of(arguments, model, tokenizer)

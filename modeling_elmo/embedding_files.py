@@ -5,6 +5,7 @@ with which settings the parts were made.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -172,15 +173,20 @@ def _write_hdf5(path: Path, part: Part):
     """The layout of AllenNLP's `elmo` command: a data set for each text, named by its number."""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    content = io.BytesIO()  # a full disk is an error where bytes are written, and a crash within HDF5
+    with h5py.File(content, "w") as file:
         for number, embedding in enumerate(part.embeddings, part.first):
             file.create_dataset(str(number), data=embedding.numpy())
         file.create_dataset("texts", data=json.dumps([" ".join(words) for words in part.texts]))
+    path.write_bytes(content.getbuffer())
 
 
 def _merge_hdf5(path: Path, parts: list[Path], progress: bool):
     import h5py
 
+    needed = sum(part.stat().st_size for part in parts)
+    if (free := shutil.disk_usage(path.parent).free) < needed:  # HDF5 crashes on a full disk
+        raise OSError(f"{path.parent} has {free:,} bytes left, and all parts together need {needed:,}: make room")
     index: dict[str, str] = {}
     with h5py.File(path, "w") as merged:
         for part in tqdm(parts, desc="putting together", unit=" parts", disable=not progress):

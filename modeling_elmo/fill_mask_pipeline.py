@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .word_prediction import best, combine, predict_words, special_ids
+from .word_prediction import best, check_vocabulary, combine, predict_words, special_ids
 
 MASKS = ("[MASK]", "<mask>")
 
@@ -47,6 +47,7 @@ class ElmoFillMaskPipeline(Pipeline):
 
     def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]
         tokenizer: Any = self.tokenizer
+        check_vocabulary(self.model, tokenizer)
         if not isinstance(text, str):
             raise ValueError(f"every text must be a string, not {type(text).__name__}")
         first, *others = text.replace(MASKS[1], MASKS[0]).split(MASKS[0])
@@ -59,18 +60,26 @@ class ElmoFillMaskPipeline(Pipeline):
         return {**tokenizer([words], is_split_into_words=True, return_tensors="pt"), "words": words, "gaps": gaps}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        """For a text as `preprocess` leaves it, or a batch of them, whose words and gaps are lists of such."""
         model: Any = self.model
-        places = torch.tensor(inputs["gaps"]) + 1  # behind <S>
-        log_probs = predict_words(
-            model, inputs["input_ids"], inputs["attention_mask"], torch.zeros_like(places), places
-        )
-        return {"log_probs": log_probs, "words": inputs["words"], "gaps": inputs["gaps"]}
+        is_batch = isinstance(inputs["words"][0], list)
+        gaps = inputs["gaps"] if is_batch else [inputs["gaps"]]
+        rows = torch.tensor([row for row, of_text in enumerate(gaps) for _ in of_text])
+        places = torch.tensor([gap for of_text in gaps for gap in of_text]) + 1  # behind <S>
+        log_probs = predict_words(model, inputs["input_ids"], inputs["attention_mask"], rows, places)
+        by_text = log_probs.split([len(of_text) for of_text in gaps])  # (its gaps, 2, lm_vocab_size) each
+        # `pipeline` takes a batch apart again, and puts a dimension before tensors.
+        return {
+            "log_probs": list(by_text) if is_batch else by_text[0][None],
+            "words": inputs["words"],
+            "gaps": inputs["gaps"],
+        }
 
     def postprocess(  # type: ignore[override]
         self, outputs: dict[str, Any], top_k: int = 5, targets: list[int] | None = None
     ) -> list[Any]:
         tokenizer: Any = self.tokenizer
-        log_probs = combine(outputs["log_probs"], special_ids(tokenizer))  # (gaps, lm_vocab_size)
+        log_probs = combine(outputs["log_probs"][0], special_ids(tokenizer))  # (gaps, lm_vocab_size)
         if targets is not None:
             others = torch.ones(log_probs.shape[1], dtype=torch.bool)
             others[targets] = False

@@ -21,7 +21,7 @@ def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor]):
     """Weights, configuration and code."""
     with torch.device("meta"):  # the model that was trained may be of another class: sharded ones are
         model = ElmoForPreTraining(config)
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=dict(weights))  # transformers empties what it is given
 
 
 def source_of(args: PretrainingArguments) -> str | list[str]:

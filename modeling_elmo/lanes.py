@@ -253,6 +253,6 @@ class TypeTable:
             "distinct_words": torch.from_numpy(cut_rows(rows).copy()),
             "input_ids": torch.from_numpy(places[FORWARD]),
             "reversed_input_ids": torch.from_numpy(places[BACKWARD]),
-            "next_labels": torch.from_numpy(labels[FORWARD]),
-            "previous_labels": torch.from_numpy(labels[BACKWARD]),
+            "next_targets": torch.from_numpy(labels[FORWARD]),
+            "previous_targets": torch.from_numpy(labels[BACKWARD]),
         }

@@ -312,6 +312,9 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         ValueError: a config without `lm_vocab_size`.
     """
 
+    # Where gradients are accumulated, Trainer divides the losses: these are means over a part of the batch.
+    accepts_loss_kwargs = False
+
     def __init__(self, config):
         super().__init__(config)
         if config.lm_vocab_size is None:
@@ -345,8 +348,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         state: ElmoState | None = None,
         reversed_input_ids: Tensor | None = None,
         distinct_words: Tensor | None = None,
-        next_labels: Tensor | None = None,
-        previous_labels: Tensor | None = None,
+        next_targets: Tensor | None = None,
+        previous_targets: Tensor | None = None,
         negatives: tuple[Negatives, Negatives] | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
@@ -359,7 +362,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
 
         Lanes (truncated back-propagation over an endless stream, as in bilm-tf): `input_ids` is a window of the
         forward stream and `reversed_input_ids` one of the backward stream, in the order in which that direction
-        reads; `next_labels` and `previous_labels` are the targets at each of their words.
+        reads; `next_targets` and `previous_targets` are the targets at each of their words.
 
         Args:
             input_ids: (batch, words, row_length) integer character ids, as for `ElmoModel`; in lanes the forward
@@ -372,8 +375,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             reversed_input_ids: (batch, words, row_length), in lanes the backward stream.
             distinct_words: as for `ElmoModel`; in lanes of both streams: `reversed_input_ids` are places, too. On a GPU
                 nothing is checked then that the host would have to wait for.
-            next_labels: (batch, words) ids that the forward direction predicts in lanes; -100 is not predicted.
-            previous_labels: (batch, words) ids that the backward direction predicts.
+            next_targets: (batch, words) ids that the forward direction predicts in lanes; -100 is not predicted.
+            previous_targets: (batch, words) ids that the backward direction predicts.
             negatives: the draw for each direction; by default a new one when the loss is sampled.
             output_hidden_states: whether to return all layers; not in lanes.
 
@@ -394,8 +397,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         lanes = reversed_input_ids is not None
         if lanes and is_pair:
             raise ValueError("lanes have no token_type_ids: each lane is one endless text")
-        if lanes != (next_labels is not None):
-            raise ValueError("reversed_input_ids, next_labels and previous_labels go together; labels are for texts")
+        if lanes != (next_targets is not None):
+            raise ValueError("reversed_input_ids, next_targets and previous_targets go together; labels are for texts")
         if reversed_input_ids is not None:
             if distinct_words is None:
                 elmo.check_ids(reversed_input_ids)
@@ -406,7 +409,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids, distinct_words)
         top = F.dropout(layers[-1], self.config.dropout, self.training)  # (2, packed, projection_dim)
         output = ElmoForPreTrainingOutput()  # its fields are set in their order, which is that of a tuple of them
-        targets = self._targets(packing, mask, labels, next_labels, previous_labels, distinct_words is not None)
+        targets = self._targets(packing, mask, labels, next_targets, previous_targets, distinct_words is not None)
         if targets is not None:
             losses = [self._losses(top[side], targets[side], negatives and negatives[side]) for side in (0, 1)]
             num_targets = torch.stack([(side != IGNORE_INDEX).sum() for side in targets])  # (2,)
@@ -432,7 +435,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
     ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
         """(packed,) targets of each direction, or `None` without labels."""
         if (following is None) != (previous is None) or (labels is not None and following is not None):
-            raise ValueError("give either labels, or both next_labels and previous_labels")
+            raise ValueError("give either labels, or both next_targets and previous_targets")
         if following is not None and previous is not None:
             following, previous = (self._check_labels(side, mask, wait=not trusted) for side in (following, previous))
             return following[packing.forward_index], previous[packing.forward_index]

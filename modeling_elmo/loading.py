@@ -4,8 +4,10 @@
 common class for damaged files. A command would compute with random weights, or end in a traceback.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -51,6 +53,8 @@ def load_config(name: str, **options: Any) -> ElmoConfig:
         LoadingError: none there, one of another kind of model, or with values that it cannot have.
     """
     with told_as_loading_errors(name):
+        if name.startswith(("/", ".", "~")) and not Path(name).exists():
+            raise FileNotFoundError("there is no such folder")
         model_type = ElmoConfig.get_config_dict(name)[0].get("model_type")
         if model_type != "elmo":
             raise ValueError(f"its config.json has the model_type {model_type!r}, not 'elmo'")
@@ -112,6 +116,8 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
             raise ValueError(
                 "of model and tokenizer one spells words in bytes, the other by a dictionary: is char_vocab.json there?"
             )
+    if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
+        warnings.warn(f"{name} has no tokenizer: texts are split and words spelt as by default", stacklevel=2)
     return tokenizer
 
 

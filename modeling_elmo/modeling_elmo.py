@@ -305,9 +305,9 @@ class ElmoModel(ElmoPreTrainedModel):
         # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
         ids = ids.long()
         if self.word_encoder.has_word_column:
-            self._check_range("the words' own ids", ids[..., -1], self.word_encoder.word_embedding.num_embeddings)
+            self._check_range("the words' own ids", ids[..., -1], len(self.word_encoder.word_embedding.weight))
             ids = ids[..., :-1]
-        self._check_range(name, ids, self.get_input_embeddings().num_embeddings)
+        self._check_range(name, ids, len(self.get_input_embeddings().weight))
 
     @staticmethod
     def _check_range(name: str, ids: Tensor, rows: int):

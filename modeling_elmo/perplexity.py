@@ -257,7 +257,7 @@ def score_batch(
     log_probs = -torch.cat(losses, dim=2).double()
     if not log_probs.isfinite().all():
         raise PerplexityError("the loss of the model is no number: its weights are damaged, or its training diverged")
-    targets = torch.stack([streams["next_labels"], streams["previous_labels"]])  # (2, batch, words)
+    targets = torch.stack([streams["next_targets"], streams["previous_targets"]])  # (2, batch, words)
     known = log_probs.masked_fill(targets == tokenizer.lm_unk_id, 0)
     counts = [(targets[0] != IGNORE_INDEX).sum(1), (targets[0] == tokenizer.lm_unk_id).sum(1)]  # (batch,) each
     columns = [column.tolist() for column in (*counts, *log_probs.sum(2), *known.sum(2))]
@@ -270,7 +270,7 @@ def reading_streams(tokenizer: ElmoTokenizer, sentences: list[list[str]]) -> dic
     So a piece of a sentence is a slice of its streams, in which both directions carry their states on.
 
     Returns:
-        `input_ids`, `reversed_input_ids` (batch, words + 1, max_word_length), `next_labels`, `previous_labels` and
+        `input_ids`, `reversed_input_ids` (batch, words + 1, max_word_length), `next_targets`, `previous_targets` and
         `attention_mask` (batch, words + 1), with the words of the longest sentence. Nothing counts where the mask is 0.
     """
     inputs = tokenizer(
@@ -285,8 +285,8 @@ def reading_streams(tokenizer: ElmoTokenizer, sentences: list[list[str]]) -> dic
     return {
         "input_ids": ids[:, :-1],
         "reversed_input_ids": ids[rows, backward],
-        "next_labels": labels[:, 1:],
-        "previous_labels": labels[rows, backward - 1],
+        "next_targets": labels[:, 1:],
+        "previous_targets": labels[rows, backward - 1],
         "attention_mask": steps < last,
     }
 

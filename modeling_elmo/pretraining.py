@@ -50,6 +50,7 @@ from .training_text import read_text
 STEPS_BETWEEN_STOP_CHECKS = 5
 # Batches that are made while a GPU works. On a processor the model itself has all threads.
 BATCHES_AHEAD = 3
+MANY_UNKNOWN = 0.5  # share of a text's words from which on its vocabulary is likely to be that of another
 
 
 # Arguments of the model on the host, the negatives of each direction, and the position behind the batch.
@@ -183,8 +184,11 @@ class Pretrainer:
         if self.is_sharded and args.optim == "muon":
             raise ArgumentsError("muon needs whole matrices, which sharding cuts: take optim adamw or adagrad")
         prepare = prepare_sharded if self.is_sharded else Accelerator.prepare
-        self.model, self.optimizer = prepare(accelerator, model, make_optimizer(args, model))
-        self.schedule = make_schedule(args, self.optimizer.optimizer, self.max_steps)
+        try:
+            self.model, self.optimizer = prepare(accelerator, model, make_optimizer(args, model))
+            self.schedule = make_schedule(args, self.optimizer.optimizer, self.max_steps)
+        except ValueError as error:  # torch's and transformers' own checks of their options
+            raise ArgumentsError(f"optimizer and schedule cannot be made: {error}") from error
 
     def announce(self):
         """Print what will be trained on what, once."""
@@ -198,6 +202,8 @@ class Pretrainer:
                 f"{facts['unknown_rate']:.2%} unknown, {facts['truncated_rate']:.3%} cut at "
                 f"{self.config.max_word_length - 2} bytes"
             )
+            if facts["unknown_rate"] > MANY_UNKNOWN:
+                print(f"{name}: is this the vocabulary of this text? Most of its words are unknown")
         for trouble in self.text.train.report.problems():
             print(f"train: {trouble}")
         softmax = f"sampled softmax with {self.sampler.num_samples:,} negatives" if self.sampler else "full softmax"
@@ -438,11 +444,16 @@ class Pretrainer:
         facts = self.facts()
         if self.evaluated_at == self.step:
             facts["eval_loss"] = self.last_evaluation["eval_loss"]
+
+        def write_usable_model(folder: Path):
+            write_model(folder, self.config, weights)
+            self.text.tokenizer.save_pretrained(folder)
+
         save_checkpoint(
             self.accelerator,
             self.output_dir,
             self.step,
-            lambda folder: write_model(folder, self.config, weights),
+            write_usable_model,
             optimizer_state,
             lanes,
             self.position,

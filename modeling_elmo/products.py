@@ -27,6 +27,11 @@ def is_traced() -> bool:
     return is_compiled or torch._C._are_functorch_transforms_active()
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call does more than the module's `forward`: by torch's hooks, or accelerate's, which bring weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
+
+
 def has_onednn_products(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies `dtype` on this processor, without emulating it."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):

@@ -34,8 +34,10 @@ class TrilinearScores(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """(batch, first words, dim), (batch, second words, dim) -> (batch, first words, second words)."""
-        # The third term scales one side and is then a matrix product: no (batch, words, words, dim) is made.
-        products = (first * self.product.weight[0]) @ second.transpose(1, 2)
+        # The third term scales one side and is then a matrix product: no (batch, words, words, dim) is made. The layer
+        # is called to tell its weights, for an adapter on it may add to them.
+        scale = self.product(torch.eye(first.shape[2], dtype=first.dtype, device=first.device))[:, 0]  # (dim,)
+        products = (first * scale) @ second.transpose(1, 2)
         return self.first(first) + self.second(second).transpose(1, 2) + products
 
 

@@ -23,6 +23,7 @@ from .task_layers import (
     classification_loss,
     feature_dim,
     masked_mean,
+    problem_type_of,
     split_pair,
 )
 
@@ -152,6 +153,8 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         loss = None
         if labels is not None:
             labels = labels.to(logits.device)
+            if self.config.problem_type is None:  # for the saved model: pipelines squash scores by it
+                self.config.problem_type = problem_type_of(labels, self.num_labels)  # type: ignore[assignment]
             loss = classification_loss(logits, labels, self.num_labels, self.config.problem_type) + self.penalty()
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -190,7 +193,8 @@ class ElmoForMultipleChoice(ElmoTaskModel):
         """Score the choices.
 
         Args:
-            input_ids: (batch, choices, words, row_length) integer character ids.
+            input_ids: (batch, choices, words, row_length) integer character ids, or (batch, choices, words *
+                row_length), as `DataCollatorForMultipleChoice` makes them.
             attention_mask: (batch, choices, words), 1 for words and 0 for padding behind them.
             token_type_ids: (batch, choices, words), 0 for the first text of a pair and 1 for the second.
             inputs_embeds: instead of `input_ids`, vectors of characters or words with the same dimension of choices.
@@ -205,11 +209,14 @@ class ElmoForMultipleChoice(ElmoTaskModel):
         Raises:
             ValueError: as for `ElmoModel`; no dimension of choices; labels out of range.
         """
+        if input_ids is not None and attention_mask is not None and self.config.cnn_filters:
+            if input_ids.dim() == attention_mask.dim() == 3:
+                input_ids = input_ids.unflatten(2, (-1, self.config.row_length))
         tensors = [input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states]
-        given = next(
-            tensor for tensor in (input_ids, inputs_embeds, hidden_states, attention_mask) if tensor is not None
-        )
-        sizes = given.shape[:2]  # (batch, choices)
+        given = [tensor for tensor in (input_ids, inputs_embeds, hidden_states, attention_mask) if tensor is not None]
+        if not given:
+            raise ValueError("give input_ids, inputs_embeds or hidden_states")
+        sizes = given[0].shape[:2]  # (batch, choices)
         flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in tensors]
         layers, mask = self.bilm_layers(*flat)
         logits = self.classifier(self.features(layers), mask, flat[2]).view(sizes)

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from .lstm import pack
 from .lstm_ops import fused_lstm
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, places_turned_around, unpack
-from .products import is_traced
+from .products import is_hooked, is_traced
 
 
 class ElmoFeatures(nn.Module):
@@ -209,7 +209,8 @@ class BiRecurrent(nn.Module):
         if mask.numel() == 0:
             return inputs.new_zeros(*mask.shape, 2 * self.forward_rnn.hidden_size)
         inputs = self.dropout(inputs)
-        if inputs.device.type == "cpu" and not is_traced():
+        is_hooked_side = is_hooked(self.forward_rnn) or is_hooked(self.backward_rnn)
+        if inputs.device.type == "cpu" and not is_traced() and not is_hooked_side:
             return self._read_packed(inputs, mask)
         places = places_turned_around(mask)[..., None]  # (batch, words, 1)
         turned = inputs.gather(1, places.expand_as(inputs))
@@ -305,28 +306,32 @@ def cut_out(vectors: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, T
     return cut * mask[..., None], mask
 
 
+def problem_type_of(labels: Tensor, num_labels: int) -> str:
+    """What every classifier of transformers takes such labels for."""
+    if num_labels == 1 or (labels.is_floating_point() and labels.dim() == 1):
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
 def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem_type: str | None) -> Tensor:
     """The loss that `problem_type` names, as in every classifier of transformers; by default from the labels' type.
 
     Args:
         logits: (batch, num_labels).
-        labels: (batch,) class ids or numbers, or (batch, num_labels) for regression of several numbers and for labels
-            that do not exclude each other.
+        labels: (batch,) or (batch, 1) class ids or numbers, or (batch, num_labels) for regression of several numbers
+            and for labels that do not exclude each other.
 
     Raises:
         ValueError: a class id out of range.
     """
-    if problem_type is None:
-        floating = labels.is_floating_point()
-        problem_type = "regression" if num_labels == 1 or (floating and labels.dim() == 1) else None
-        problem_type = problem_type or ("multi_label_classification" if floating else "single_label_classification")
+    problem_type = problem_type or problem_type_of(labels, num_labels)
     logits = logits.float()
     if problem_type == "regression":
         return F.mse_loss(logits.view(labels.shape), labels.float())
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.float())
     check_labels(labels, num_labels)
-    return F.cross_entropy(logits, labels.long())
+    return F.cross_entropy(logits, labels.long().flatten())
 
 
 def check_labels(labels: Tensor, num_labels: int):

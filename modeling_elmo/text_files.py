@@ -24,6 +24,8 @@ TEXT_TYPES = ("string", "large_string")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 # Cells are read this many at a time: documents may have megabytes each.
 CELLS_PER_BATCH = 256
+# Endings of files whose lines are no texts.
+NO_LINES = {"json", "jsonl", "csv", "zip", "tar", "tgz", "7z", "rar", "pdf", "doc", "docx", "odt", "rtf", "xls", "xlsx"}
 # Controls, but for the white space among them (tab to carriage return), separate words.
 CONTROLS = frozenset(map(chr, [*range(0x00, 0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)]))
 SPACES = tuple(space.encode() for space in " \t\v\f\r\u3000")
@@ -147,11 +149,23 @@ OPENERS: dict[str, Callable] = {
 
 
 def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object] | None) -> Iterator[str]:
-    """The lines of one file, plain or compressed."""
+    """The lines of one file, plain or compressed.
+
+    Raises:
+        DataError: something else than lines in UTF-8, by its name or its first bytes.
+    """
+    if wrong := NO_LINES & set(os.path.basename(name).lower().split(".")[1:]):
+        raise DataError(
+            f"{name} is a .{wrong.pop()}, not lines of text: write its texts into a text file; train.py also takes the "
+            "folder of a table as --dataset_name, with --text_column_name"
+        )
     file = io.BufferedReader(WatchedFile(name, on_bytes) if on_bytes else io.FileIO(name), BUFFER_BYTES)
     opener = OPENERS.get(os.path.splitext(name)[1])
     with file:
         stream = io.BufferedReader(opener(file), BUFFER_BYTES) if opener else file
+        start = stream.peek(BUFFER_BYTES)[:4096]
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 8:
+            raise DataError(f"{name} is no text in UTF-8 (UTF-16, perhaps): save it as UTF-8")
         yield from decoded_lines(stream, report)
 
 

@@ -77,7 +77,10 @@ class Text:
 def splitter(args: PretrainingArguments, tokenizer: ElmoTokenizer) -> Callable[[str], list[list[str]]]:
     """What turns a line into sentences, each a list of words."""
     if args.pre_tokenized:
-        return lambda line: [line.split()]
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        if normalizer is None:
+            return lambda line: [line.split()]
+        return lambda line: [list(filter(None, map(normalizer.normalize_str, line.split())))]
     if args.sentence_per_line:
         return lambda line: [tokenizer.split_words(line)]
     return lambda line: [tokenizer.split_words(sentence) for sentence in split_sentences(line)]
@@ -134,7 +137,7 @@ def tokenised(
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
         sentence_per_line=args.sentence_per_line,
-        words=None if args.pre_tokenized else [words[part] for part in WHAT_SPLITS],
+        words=words["normalizer"] if args.pre_tokenized else [words[part] for part in WHAT_SPLITS],
         max_word_length=tokenizer.max_word_length,
         hold_out=hold_out,
     )

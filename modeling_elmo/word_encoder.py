@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .products import Linear, linear
+from .products import Linear, is_hooked, is_traced, linear
 from .weight_changes import fingerprint_of
 from .word_cache import WordCache, compute_once, row_keys
 
@@ -88,7 +88,7 @@ class ElmoWordEncoder(nn.Module):
             return self._encode(words)
         if words.is_floating_point():
             return self._in_chunks(words)
-        if words.device.type != "cpu" or torch.compiler.is_compiling():
+        if words.device.type != "cpu" or is_traced():
             distinct, inverse = torch.unique(words, dim=0, return_inverse=True)  # (distinct, width), (words,)
             return self._encode_by_length(distinct)[inverse]
         keys = row_keys(words)
@@ -209,4 +209,4 @@ def device_of(table: nn.Embedding, words: Tensor) -> torch.device:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module computes what its weights say: an adapter, a hook or a parametrisation may do more."""
-    return type(module) in PLAIN_MODULES and not module._forward_hooks and not module._forward_pre_hooks
+    return type(module) in PLAIN_MODULES and not is_hooked(module)

@@ -5,7 +5,7 @@ that stands there. So a word need not be masked, as BERT's must be, for others t
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,14 +102,13 @@ def find_substitutes(
 
     Raises:
         ValueError: a position outside of the sentence, or a tokenizer without the model's LM vocabulary.
+        TypeError: a text instead of its words.
     """
+    if isinstance(words, str):
+        raise TypeError(f"words must be a list of words, not the text {words!r:.60}: tokenizer.split_words makes one")
     if not 0 <= position < len(words):
         raise ValueError(f"position must be one of the sentence's {len(words)} words, from 0, not {position}")
-    if tokenizer.lm_vocab_size != model.config.lm_vocab_size:
-        raise ValueError(
-            f"the model predicts {model.config.lm_vocab_size:,} words and the tokenizer knows "
-            f"{tokenizer.lm_vocab_size:,}: take the tokenizer that belongs to this model"
-        )
+    check_vocabulary(model, tokenizer)
     batch = tokenizer([list(words)], is_split_into_words=True, return_tensors="pt").to(model.device)
     rows, places = torch.tensor([0]), torch.tensor([position + 1])  # behind <S>
     log_probs = predict_words(model, batch["input_ids"], batch["attention_mask"], rows, places)
@@ -117,6 +116,15 @@ def find_substitutes(
     sides = log_probs[0].clone()
     sides[:, left_out] = -torch.inf
     return Substitutes(*(best(tokenizer, part, top_k) for part in (combine(log_probs, left_out)[0], *sides)))
+
+
+def check_vocabulary(model: Any, tokenizer: ElmoTokenizer):
+    """Raise a `ValueError` unless the tokenizer has the words that the model predicts."""
+    if tokenizer.lm_vocab_size != model.config.lm_vocab_size:
+        raise ValueError(
+            f"the model predicts {model.config.lm_vocab_size:,} words and the tokenizer knows "
+            f"{tokenizer.lm_vocab_size:,}: take the tokenizer that belongs to this model"
+        )
 
 
 def best(tokenizer: ElmoTokenizer, log_probs: Tensor, top_k: int) -> list[Substitute]:

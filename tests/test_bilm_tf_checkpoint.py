@@ -210,7 +210,7 @@ def test_the_loss_of_the_original_trainer(shared, softmax, tmp_path, dst):
     ids = [torch.from_numpy(recorded[f"step0/tokens_characters{side}"]).long() + 1 for side in ("", "_reverse")]
     labels = [torch.from_numpy(recorded[f"step0/next_token_id{side}"]).long() for side in ("", "_reverse")]
     model.eval()  # the full softmax, for both have the same weights
-    output = model(ids[0], reversed_input_ids=ids[1], next_labels=labels[0], previous_labels=labels[1])
+    output = model(ids[0], reversed_input_ids=ids[1], next_targets=labels[0], previous_targets=labels[1])
     losses = torch.stack([output.forward_loss, output.backward_loss, output.loss]).detach().numpy()
     full = np.load(shared / "fixtures/bilm_tf_training/ref_train_full.npz")
     print("max abs difference:", np.abs(losses - full["step0/loss"]).max())

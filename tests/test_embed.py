@@ -385,3 +385,30 @@ def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
     code, told = forked(arguments, tmp_path / "told", processes=2, script="modeling_elmo.embed")
     assert code == 0 and f"{tmp_path / 'two'}: {len(LINES)} texts" in told, told
     assert_same_parts(tmp_path / "two", tmp_path / "one")
+
+
+def test_cells_of_tables_are_texts_as_they_stand(folder, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text\nnull\nNA\nNone\n1984\nhello world\n")
+    assert run(folder, tmp_path / "a.csv", tmp_path / "out", "--column", "text") == 0
+    words = [list(row["words"]) for row in read_parquet(tmp_path / "out")]
+    assert words == [["null"], ["NA"], ["None"], ["1984"], ["hello", "world"]]
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    capsys.readouterr()
+    assert run(folder, tmp_path / "a.jsonl", tmp_path / "other", "--column", "text") == 2
+    assert "a.jsonl cannot be read" in capsys.readouterr().err
+
+
+def test_one_text_is_not_taken_for_several(model, tokenizer):
+    with pytest.raises(EmbeddingError, match="put 'a b' into a list"):
+        next(embed("a b", model, tokenizer))
+
+
+def test_a_disk_without_room_for_hdf5(folder, corpus, tmp_path, capsys, monkeypatch):
+    """HDF5 itself crashes there, with the process."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr("modeling_elmo.embedding_files.shutil.disk_usage", lambda path: usage)
+    assert run(folder, corpus, tmp_path / "out.hdf5") == 2
+    assert "has 10 bytes left, and all parts together need" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(folder, corpus, tmp_path / "out.hdf5") == 0
+    assert "1 parts had been there already" in capsys.readouterr().out

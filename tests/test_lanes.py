@@ -182,8 +182,8 @@ def test_a_batch_has_the_characters_and_labels_of_its_words(corpus_of):
     rows = {"<S>": tokenizer.bos_row, "</S>": tokenizer.eos_row}
     labels = {"<S>": tokenizer.lm_bos_id, "</S>": tokenizer.lm_eos_id}
     for direction, ids, targets in (
-        (FORWARD, batch["input_ids"], batch["next_labels"]),
-        (BACKWARD, batch["reversed_input_ids"], batch["previous_labels"]),
+        (FORWARD, batch["input_ids"], batch["next_targets"]),
+        (BACKWARD, batch["reversed_input_ids"], batch["previous_targets"]),
     ):
         for lane in range(2):
             for word, place in zip(words_of(corpus, window.inputs[direction][lane]), ids[lane], strict=True):
@@ -199,7 +199,7 @@ def test_words_that_are_not_predicted_have_the_label_minus_100(corpus_of):
     corpus = corpus_of(["a b", "c"])
     table = TypeTable(corpus, ElmoTokenizer().train_new_from_counts({"a": 1, "b": 1, "c": 1}))
     batch = table.batch(next(read_in_order(corpus, 2, 5)))
-    assert (batch["next_labels"] == -100).tolist() == [[False] * 3 + [True] * 2, [False] * 2 + [True] * 3]
+    assert (batch["next_targets"] == -100).tolist() == [[False] * 3 + [True] * 2, [False] * 2 + [True] * 3]
 
 
 @pytest.mark.data

@@ -288,8 +288,8 @@ def test_lanes_of_a_text_and_its_reverse_are_that_text():
     lanes = model(
         ids,
         reversed_input_ids=ids.flip(1),
-        next_labels=torch.cat([labels[:, 1:], end], dim=1),
-        previous_labels=torch.cat([labels.flip(1)[:, 1:], end], dim=1),
+        next_targets=torch.cat([labels[:, 1:], end], dim=1),
+        previous_targets=torch.cat([labels.flip(1)[:, 1:], end], dim=1),
     )
     assert_losses(lanes, text.forward_loss, text.backward_loss)
     assert lanes.num_targets.tolist() == text.num_targets.tolist()
@@ -301,8 +301,8 @@ def test_lanes_of_a_text_and_its_reverse_are_that_text():
 def test_lanes_of_distinct_words_are_those_of_all_words(training):
     """Losses and all gradients, also where the words' rows are cut behind the longest one."""
     forward, backward = torch.randint(0, 5, (2, 3, 4)), torch.randint(0, 5, (2, 3, 4))
-    labels = {"next_labels": torch.randint(0, VOCAB, (3, 4)), "previous_labels": torch.randint(0, VOCAB, (3, 4))}
-    labels["next_labels"][0, 1] = -100
+    labels = {"next_targets": torch.randint(0, VOCAB, (3, 4)), "previous_targets": torch.randint(0, VOCAB, (3, 4))}
+    labels["next_targets"][0, 1] = -100
     results = []
     for cut in (None, 13, 50):
         torch.manual_seed(1)
@@ -328,7 +328,7 @@ def test_lanes_are_two_streams_with_carried_state():
     (forward,), (backward,) = make_texts(model, [8]), make_texts(model, [8])
     following, previous = torch.randint(0, VOCAB, (2, 1, 8))
     streams = {"input_ids": forward[None], "reversed_input_ids": backward[None]}
-    streams |= {"next_labels": following, "previous_labels": previous}
+    streams |= {"next_targets": following, "previous_targets": previous}
     whole = model(**streams)
     first = model(**{name: stream[:, :3] for name, stream in streams.items()})
     second = model(**{name: stream[:, 3:] for name, stream in streams.items()}, state=first.state)
@@ -473,24 +473,27 @@ def test_half_precision_losses_are_close(dtype, tolerance):
 # ---- bad input
 
 IDS, LABELS = torch.full((2, 3, 50), 7), torch.full((2, 3), 5)
-LANES = {"input_ids": IDS, "reversed_input_ids": IDS, "next_labels": LABELS, "previous_labels": LABELS}
+LANES = {"input_ids": IDS, "reversed_input_ids": IDS, "next_targets": LABELS, "previous_targets": LABELS}
 PLACES, WORDS = torch.tensor([[0, 1, 1]] * 2), torch.full((2, 9), 7)
 PLACED = {**LANES, "input_ids": PLACES, "reversed_input_ids": PLACES, "distinct_words": WORDS}
 BAD_INPUTS = {
     "label too large": ({"input_ids": IDS, "labels": LABELS + 35}, "lm_vocab_size - 1 = 39, but there is 40"),
     "negative label": ({"input_ids": IDS, "labels": LABELS - 6}, "must be -100 or between 0 and .*but there is -1"),
-    "lane's label": ({**LANES, "previous_labels": LABELS + 99}, "but there is 104"),
+    "lane's label": ({**LANES, "previous_targets": LABELS + 99}, "but there is 104"),
     "float labels": ({"input_ids": IDS, "labels": LABELS + 0.5}, "labels must be integers"),
     "short labels": ({"input_ids": IDS, "labels": LABELS[:, :2]}, r"shape \(2, 3\), not .*\(2, 2\)"),
     "labels of characters": ({"input_ids": IDS, "labels": IDS}, r"shape \(2, 3\), not .*\(2, 3, 50\)"),
     "short lane": ({**LANES, "reversed_input_ids": IDS[:, :2]}, "reversed_input_ids must be"),
     "lane of wrong ids": ({**LANES, "reversed_input_ids": IDS + 300}, "between 0 and 261"),
-    "short lane's labels": ({**LANES, "next_labels": LABELS[:1]}, "labels must be"),
-    "one direction's labels": ({"input_ids": IDS, "next_labels": LABELS}, "go together"),
+    "short lane's labels": ({**LANES, "next_targets": LABELS[:1]}, "labels must be"),
+    "one direction's labels": ({"input_ids": IDS, "next_targets": LABELS}, "go together"),
     "lanes with a text's labels": ({"input_ids": IDS, "reversed_input_ids": IDS, "labels": LABELS}, "go together"),
     "lanes without labels": ({"input_ids": IDS, "reversed_input_ids": IDS}, "go together"),
     "lanes' labels for a text": ({k: v for k, v in LANES.items() if "rev" not in k}, "go together"),
-    "lanes with one direction's labels": ({**LANES, "previous_labels": None}, "both next_labels and previous_labels"),
+    "lanes with one direction's labels": (
+        {**LANES, "previous_targets": None},
+        "both next_targets and previous_targets",
+    ),
     "all labels": ({**LANES, "labels": LABELS}, "either labels, or both"),
     "lanes' hidden states": ({**LANES, "output_hidden_states": True}, "lanes have no hidden_states"),
     "distinct words and words": ({**LANES, "distinct_words": WORDS}, r"input_ids must be \(batch, words\) integers"),
@@ -552,4 +555,4 @@ def test_arguments_that_contradict_each_other():
         model(ids, mask, labels=labels, negatives=(draw, draw))
     with pytest.raises(ValueError, match="lanes have no token_type_ids"):
         types = torch.tensor([[0, 0, 1, 1]] * 2)
-        model(ids, mask, types, reversed_input_ids=ids, next_labels=labels, previous_labels=labels)
+        model(ids, mask, types, reversed_input_ids=ids, next_targets=labels, previous_targets=labels)

@@ -5,12 +5,21 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import TINY
 from test_lstm import reference
 from test_word_encoder import random_words, slow_word
 from torch import Tensor, nn
 
-from modeling_elmo import ElmoConfig, ElmoModel, ElmoState
+from modeling_elmo import (
+    ElmoConfig,
+    ElmoForQuestionAnswering,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoModel,
+    ElmoState,
+    ElmoTokenizer,
+)
 from modeling_elmo.char_rows import PADDING
 from modeling_elmo.lstm import ElmoLstmLayer
 from modeling_elmo.modeling_elmo import ElmoScalarMix
@@ -525,3 +534,50 @@ def test_a_hidden_size_that_contradicts_is_refused_when_loading(tmp_path):
     make_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="always 2 \\* projection_dim"):
         ElmoModel.from_pretrained(tmp_path, hidden_size=100)
+
+
+# ---- weights that come for the call, and function transforms
+
+
+HEADS = {
+    "encoder": (ElmoModel, {}),
+    "texts": (ElmoForSequenceClassification, {"head_dim": 4}),
+    "tags": (ElmoForTokenClassification, {"head_dim": 4}),
+    "answers": (ElmoForQuestionAnswering, {"head_dim": 4}),
+}
+
+
+def pairs_of_words() -> dict[str, Tensor]:
+    return dict(ElmoTokenizer()(["a b", "c"], ["d e f", "g"], padding=True, return_tensors="pt"))
+
+
+def tensors_of(output) -> list[Tensor]:
+    return [value for value in output.to_tuple() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_offloaded_weights(head):
+    """accelerate brings a module's weights when it is called, so nothing may read them past a call."""
+    model_class, changes = HEADS[head]
+    model, batch = make_model(cls=model_class, **changes), pairs_of_words()
+    with torch.no_grad():
+        expected = tensors_of(model(**batch))
+        offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+        for actual, wanted in zip(tensors_of(offloaded(**batch)), expected, strict=True):
+            assert_close(actual, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_by_function_transforms(head):
+    model_class, changes = HEADS[head]
+    model, batch = make_model(cls=model_class, **changes), pairs_of_words()
+    parameters = dict(model.named_parameters())
+
+    def total(parameters: dict[str, Tensor]) -> Tensor:
+        return sum(value.sum() for value in tensors_of(torch.func.functional_call(model, parameters, (), batch)))
+
+    gradients = torch.func.grad(total)(parameters)
+    total(parameters).backward()
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)

@@ -161,3 +161,20 @@ def test_gradient_checkpointing_is_refused(tiny_config, use_reentrant):
     with pytest.raises(ValueError, match="switch one off"):
         model.train()(**batch)
     assert scores(model, batch).shape == (4, 2)
+
+
+def test_adapters_reach_weights_that_are_read_and_not_called(tiny_config):
+    """The trilinear attention of questions uses a layer's weights as a scale; words' characters are looked up."""
+    _, batch, base = make("answers", tiny_config)
+    batch.pop("start_positions"), batch.pop("end_positions")
+    config = peft.LoraConfig(r=2, target_modules=["product"], init_lora_weights=False)
+    with torch.no_grad():
+        plain = base().eval()(**batch).start_logits
+        adapted = peft.get_peft_model(base(), config).eval()
+        for name, weight in adapted.named_parameters():
+            weight.mul_(100 if "lora_B" in name else 1)
+        outputs = adapted(**batch).start_logits
+        assert (plain - outputs).abs().max() > 1e-7
+        torch.testing.assert_close(adapted.merge_and_unload()(**batch).start_logits, outputs, rtol=0, atol=1e-5)
+        words = peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["char_embedding"])).eval()
+        torch.testing.assert_close(words(**batch).start_logits, plain, rtol=0, atol=1e-5)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tokenizers.normalizers import NFC
 from training_runs import ROOT, flags, forked, log_of
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
+from modeling_elmo import ElmoForPreTraining, ElmoTokenizer
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError, check, checkpoints_of
 from modeling_elmo.corpus import Corpus, write_corpus
@@ -70,8 +72,8 @@ def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, r
             step = model(
                 input_ids=ids[:, :-1],
                 reversed_input_ids=ids.flip(1)[:, :-1],
-                next_labels=labels[:, 1:],
-                previous_labels=labels.flip(1)[:, 1:],
+                next_targets=labels[:, 1:],
+                previous_targets=labels.flip(1)[:, 1:],
                 state=state,
             )
         state = step.state
@@ -175,6 +177,9 @@ def test_a_data_set_by_name(run, folder, tmp_path):
         ({"vocab_file": "nowhere.txt"}, "nowhere.txt"),
         ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"learning_rate": 1e30}, "the loss became"),
+        ({"lr_scheduler_type": "cosin"}, "cosin"),
+        ({"optim": "adamw", "adam_beta1": 2}, "beta"),
+        ({"seed": 2**64}, "seed must be less than"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(run, folder, tmp_path, capsys, change, message):
@@ -217,6 +222,55 @@ def test_a_run_outlives_a_checkpoint_that_cannot_be_deleted(run, folder, tmp_pat
     assert run(*flags(folder, tmp_path / "out", save_steps=4)) == 0
     assert "could not be deleted: stale file handle" in capsys.readouterr().out
     assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_a_checkpoint_is_a_model_with_its_tokenizer(run, folder, tmp_path):
+    tokenizer = ElmoTokenizer(pre_tokenizer="whitespace", max_word_length=20)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    argv = flags(folder, tmp_path / "out", save_steps=4, tokenizer_name=tmp_path / "tokenizer", pre_tokenized=False,
+                 sentence_per_line=True, config_overrides="max_word_length=20")  # fmt: skip
+    assert run(*argv) == 0
+    saved = [ElmoTokenizer.from_pretrained(tmp_path / "out" / name) for name in (".", "checkpoint-4")]
+    assert saved[0].lm_vocab == saved[1].lm_vocab and saved[1].max_word_length == 20
+    assert saved[1].split_words("semi-colon;x") == ["semi-colon;x"]
+    others = {"model_name_or_path": tmp_path / "out/checkpoint-4", "config_name": None, "max_steps": 1}
+    assert run(*flags(folder, tmp_path / "more", **others)) == 0
+
+
+def test_the_card_counts_the_parameters(run, folder, tmp_path):
+    assert run(*flags(folder, tmp_path / "out", max_steps=1)) == 0
+    number = ElmoForPreTraining.from_pretrained(tmp_path / "out").num_parameters()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| parameters: all | {number:,} |" in card and "AutoModelForPreTraining" in card
+
+
+def test_pre_tokenised_words_are_normalised_as_later_on(run, folder, tmp_path):
+    tokenizer = ElmoTokenizer()
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lines = "\n".join(["cafe\u0301 is open"] * 60)  # two characters for the accented letter
+    (tmp_path / "train.txt").write_text(lines)
+    files = {"train_file": tmp_path / "train.txt", "validation_file": tmp_path / "train.txt"}
+    assert run(*flags(folder, tmp_path / "out", **files, max_steps=1, tokenizer_name=tmp_path / "tokenizer")) == 0
+    saved = ElmoTokenizer.from_pretrained(tmp_path / "out")
+    assert saved.lm_vocab[3:] == ["caf\u00e9", "is", "open"]
+    labels = saved([lines.split("\n")[0].split()], is_split_into_words=True, return_lm_labels=True)["labels"][0]
+    assert saved.lm_unk_id not in labels
+
+
+def test_a_vocabulary_of_another_text_is_told(run, folder, tmp_path, capsys):
+    (tmp_path / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nelsewhere\n")
+    assert run(*flags(folder, tmp_path / "out", max_steps=1, vocab_file=tmp_path / "vocab.txt")) == 0
+    assert "is this the vocabulary of this text" in capsys.readouterr().out
+
+
+def test_control_c_before_the_first_step(run, folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_elmo.pretraining.read_text", interrupted)
+    assert run(*flags(folder, tmp_path / "out")) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "train.py: stopped"
 
 
 def test_only_a_run_is_overwritten(run, folder, tmp_path, capsys):

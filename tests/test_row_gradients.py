@@ -27,7 +27,7 @@ def batch(step: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     ids = [torch.randint(1, 262, (3, 5, 50), generator=generator) for _ in range(2)]
     labels = [torch.randint(0, WORDS, (3, 5), generator=generator) for _ in range(2)]
-    return {"input_ids": ids[0], "reversed_input_ids": ids[1], "next_labels": labels[0], "previous_labels": labels[1]}
+    return {"input_ids": ids[0], "reversed_input_ids": ids[1], "next_targets": labels[0], "previous_targets": labels[1]}
 
 
 def losses_and_gradients(models, step: int = 0) -> list[float]:

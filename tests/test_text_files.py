@@ -390,3 +390,17 @@ def test_brown_is_read_whole(shared):
     words = sum(len(line.split()) for line in read_lines([str(shared / "fixtures/bilm_tf_brown/train.txt.gz")], report))
     assert (report.lines, words + report.lines) == (55_072, 1_169_908)
     assert report.problems() == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.tar.gz", "a.zip"])
+def test_what_is_no_lines_of_text_is_refused_by_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{}\n")
+    with pytest.raises(DataError, match="not lines of text: write its texts into a text file"):
+        list(read_lines([str(tmp_path / name)], ReadingReport()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_are_refused(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("It rains in Bern .\n" * 100, encoding=encoding)
+    with pytest.raises(DataError, match="is no text in UTF-8"):
+        list(read_lines([str(tmp_path / "a.txt")], ReadingReport()))

@@ -1,6 +1,7 @@
 """What `Trainer` offers works on task models: each option does what it says, with a frozen biLM and with a free one."""
 
 import copy
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from safetensors.torch import load_file
 from test_modeling import make_model
 from torch.nn import functional as F
 from transformers import (
+    DataCollatorForMultipleChoice,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
     default_data_collator,
+    pipeline,
 )
 
-from modeling_elmo import ElmoForSequenceClassification, ElmoTokenizer
+from modeling_elmo import ElmoForMultipleChoice, ElmoForPreTraining, ElmoForSequenceClassification, ElmoTokenizer
 from modeling_elmo.lstm import ElmoLstmLayer
 
 TOKENIZER = ElmoTokenizer()
@@ -154,6 +157,14 @@ def test_collators():
         assert batch["labels"].tolist() == [1, 0, 1]
         assert tag_batch["labels"].tolist() == [row + (len(tag_batch["labels"][0]) - len(row)) * [-100] for row in tags]
 
+    choices = [{key: [value, value] for key, value in row.items()} | {"label": 1} for row in rows_of(texts)]
+    batch = DataCollatorForMultipleChoice(TOKENIZER)(choices)
+    model = make_model(cls=ElmoForMultipleChoice, head_dim=4)
+    logits = model(**batch).logits
+    torch.testing.assert_close(logits[:, 0], logits[:, 1])
+    whole = {key: value[:, None].expand(-1, 2, *value.shape[1:]) for key, value in expected.items()}
+    torch.testing.assert_close(model(**whole).logits, logits, rtol=0, atol=1e-5)
+
     padded = [{key: value[row] for key, value in expected.items()} for row in range(3)]
     for rows in (padded, [{key: value.tolist() for key, value in row.items()} for row in padded]):
         batch = default_data_collator([{**row, "label": 1} for row in rows])
@@ -187,6 +198,44 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, freeze_bil
     parts = trained(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
     assert largest_change(make_classifier().state_dict(), whole) > 1e-3
     assert largest_change(whole, parts) < 1e-6
+
+
+def test_the_language_model_is_trained_and_evaluated_by_trainer(tmp_path):
+    """Its loss counts once however a batch is cut, and evaluation finds it by `labels` alone."""
+    tokenizer = ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", *WORDS])
+    texts = Dataset.from_dict({**tokenizer([" ".join(WORDS[row:]) for row in range(8)], return_lm_labels=True)})
+    logs = []
+    for size, steps in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        model = make_model(cls=ElmoForPreTraining, dropout=0.0, lm_vocab_size=tokenizer.lm_vocab_size)
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 1}
+        trainer = make_trainer(model, tmp_path, data_collator=partial(tokenizer.pad, return_tensors="pt"), **options)
+        trainer.train_dataset = texts.select([0] * 8)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
+    assert logs[1]["grad_norm"] == pytest.approx(logs[0]["grad_norm"], rel=1e-3)
+    assert trainer.evaluate(texts)["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "label", "expected"),
+    [(1, 0.5, "regression"), (2, 1, "single_label_classification"), (3, [1.0, 0.0, 1.0], "multi_label_classification")],
+)
+def test_a_saved_model_tells_what_its_scores_are(tmp_path, num_labels, label, expected):
+    """The pipeline of text classification squashes them by that."""
+    model = make_classifier(num_labels=num_labels)
+    batch = TOKENIZER(["a cat"] * 2, padding=True, return_tensors="pt")
+    assert model.config.problem_type is None
+    model(**batch, labels=torch.tensor([label] * 2))
+    model.save_pretrained(tmp_path)
+    saved = ElmoForSequenceClassification.from_pretrained(tmp_path)
+    assert saved.config.problem_type == expected
+    classify = pipeline("text-classification", model=saved, tokenizer=TOKENIZER, top_k=None)
+    scores = {item["label"]: item["score"] for item in classify("a cat")[0]}
+    logits = saved(**TOKENIZER("a cat", return_tensors="pt")).logits[0]
+    squash = {1: lambda x: x, 2: lambda x: x.softmax(0), 3: torch.sigmoid}[num_labels]
+    torch.testing.assert_close(torch.tensor([scores[f"LABEL_{n}"] for n in range(num_labels)]), squash(logits).detach())
 
 
 def test_label_smoothing(tmp_path):

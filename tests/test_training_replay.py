@@ -72,8 +72,8 @@ def test_ten_recorded_steps_are_reproduced(shared, softmax):
         output = model(
             input_ids=forward,
             reversed_input_ids=backward,
-            next_labels=torch.from_numpy(labels[0]),
-            previous_labels=torch.from_numpy(labels[1]),
+            next_targets=torch.from_numpy(labels[0]),
+            previous_targets=torch.from_numpy(labels[1]),
             state=state,
             negatives=negatives_of(recorded, step, labels, model.sampler) if model.sampler else None,
         )

@@ -9,6 +9,7 @@ import torch
 from transformers import pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoTokenizer, substitutes
+from modeling_elmo.fill_mask_pipeline import ElmoFillMaskPipeline
 from modeling_elmo.word_prediction import combine, find_substitutes, predict_words
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "."]
@@ -87,6 +88,8 @@ def test_mistakes_are_told(model, tokenizer):
         find_substitutes(model, tokenizer, ["the", "cat"], 2)
     with pytest.raises(ValueError, match="predicts 10 words and the tokenizer knows 4"):
         find_substitutes(model, ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", "a"]), ["the"], 0)
+    with pytest.raises(TypeError, match="list of words, not the text 'the cat'"):
+        find_substitutes(model, tokenizer, "the cat", 0)
 
 
 # ---- the pipeline
@@ -107,6 +110,26 @@ def test_the_pipeline_fills_gaps(folder, model, tokenizer):
     chosen = fill("The [MASK] sat.", targets=["mat", "cat", "unheard-of"])
     assert sorted(item["token_str"] for item in chosen) == ["cat", "mat"]
     assert fill(["The [MASK] sat.", "A [MASK]"], top_k=1)[0][0] == found[0]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_the_pipeline_takes_texts_together(folder, batch_size):
+    """Also of different lengths and with different numbers of gaps."""
+    fill = pipeline("fill-mask", str(folder), trust_remote_code=True)
+    texts = ["The [MASK] sat.", "<mask> cat sat on the <mask>", "A [MASK]", "[MASK] [MASK] [MASK]"]
+    alone, together = [fill(text) for text in texts], fill(texts, batch_size=batch_size)
+
+    def found(gaps):
+        gaps = gaps if isinstance(gaps[0], list) else [gaps]
+        return [[(item["token_str"], item["sequence"], round(item["score"], 5)) for item in gap] for gap in gaps]
+
+    assert list(map(found, together)) == list(map(found, alone))
+
+
+def test_the_pipeline_needs_the_words_that_the_model_predicts(model):
+    fill = ElmoFillMaskPipeline(model=model, tokenizer=ElmoTokenizer())
+    with pytest.raises(ValueError, match="predicts 10 words and the tokenizer knows 0"):
+        fill("The [MASK] sat.")
 
 
 @pytest.mark.parametrize(
