@@ -7,9 +7,10 @@ from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 def penn_treebank_pattern() -> str:
     """A regular expression (Oniguruma) that matches one word or one sign at a time, as in the Penn Treebank."""
     apostrophe = r"['\u2019]"
-    character = r"[\p{L}\p{M}\p{N}_\u200C\u200D\u00AD]"
-    end = r"(?![\p{L}\p{M}\p{N}_])"
-    start = r"(?<![\p{L}\p{M}\p{N}_])"
+    # Private use (Co) has letters, too, such as those of medieval fonts.
+    character = r"[\p{L}\p{M}\p{N}\p{Co}_\u200C\u200D\u00AD]"
+    end = r"(?![\p{L}\p{M}\p{N}\p{Co}_])"
+    start = r"(?<![\p{L}\p{M}\p{N}\p{Co}_])"
     not_ = rf"(?i:n{apostrophe}t){end}"
     clitic = rf"{apostrophe}(?i:s|m|d|ll|re|ve){end}"
     url_rest = r"[^\s<>\"]*[^\s<>\"'\u2019\u201D»).,;:!?\]}]"

@@ -119,13 +119,15 @@ def run(arguments: argparse.Namespace):
         card = Path(arguments.model, "README.md")
         text = card.read_text(encoding="utf-8") if card.is_file() else f"# {arguments.folder.name}\n"
         read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
-        told = f"{text}\n## Initial state\n\n{CARD.format(read=read)}\n"
+        text = text.partition(TITLE)[0]  # without what an earlier state is told of
+        told = f"{text}{TITLE}\n\n{CARD.format(read=read)}\n"
         (folder / "README.md").write_text(told, encoding="utf-8")
     for problem in report.problems():
         print(problem, file=sys.stderr)
     print(f"{arguments.folder}: texts begin in the mean state behind {read}")
 
 
+TITLE = "\n## Initial state"
 CARD = """Texts begin in the mean of the states that {read} left behind, and not in zeros.
 `from_pretrained(..., initial_state=False)` takes zeros."""
 

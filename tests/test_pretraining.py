@@ -178,6 +178,7 @@ def test_a_data_set_by_name(run, folder, tmp_path):
         ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"learning_rate": 1e30}, "the loss became"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),
+        ({"text_column_name": "text"}, "text_column_name is for tables"),
         ({"optim": "adamw", "adam_beta1": 2}, "beta"),
         ({"seed": 2**64}, "seed must be less than"),
     ],
