@@ -209,7 +209,8 @@ class ElmoForMultipleChoice(ElmoTaskModel):
         Raises:
             ValueError: as for `ElmoModel`; no dimension of choices; labels out of range.
         """
-        if input_ids is not None and self.config.cnn_filters and input_ids.dim() == 3 == getattr(attention_mask, "ndim", 0):
+        has_choices = attention_mask is not None and attention_mask.dim() == 3
+        if input_ids is not None and input_ids.dim() == 3 and has_choices and self.config.cnn_filters:
             input_ids = input_ids.unflatten(2, (-1, self.config.row_length))
         tensors = [input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states]
         given = [tensor for tensor in (input_ids, inputs_embeds, hidden_states, attention_mask) if tensor is not None]
