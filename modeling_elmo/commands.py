@@ -1,6 +1,7 @@
 """What commands share: their help, mistakes told in one line, and folders whole or not there."""
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -35,6 +36,17 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file beside `path` that takes its place if the block ends without an error, and goes away if not."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .commands import whole_file
 from .tokenization_elmo import ElmoTokenizer
 
 FORMATS = ("parquet", "safetensors", "hdf5")
@@ -102,7 +102,8 @@ class EmbeddingFolder:
     def start(self):
         """Make the folder and write down the settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(self.settings, indent=2) + "\n"))
+        with whole_file(self.folder / SETTINGS) as scratch:
+            scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def path(self, number: int) -> Path:
         """The file of a part."""
@@ -115,25 +116,17 @@ class EmbeddingFolder:
     def write(self, number: int, part: Part):
         """Write a part; it appears when it is complete."""
         writer = {"parquet": _write_parquet, "safetensors": _write_safetensors, "hdf5": _write_hdf5}[self.format]
-        _write_whole(self.path(number), lambda path: writer(path, part))
+        with whole_file(self.path(number)) as scratch:
+            writer(scratch, part)
 
     def finish(self, num_parts: int, progress: bool = False):
         """Put the parts of an HDF5 file together and remove them; the other formats stay as they are."""
         if self.format != "hdf5":
             return
         paths = [self.path(number) for number in range(num_parts)]
-        _write_whole(self.output, lambda path: _merge_hdf5(path, paths, progress))
+        with whole_file(self.output) as scratch:
+            _merge_hdf5(scratch, paths, progress)
         shutil.rmtree(self.folder)
-
-
-def _write_whole(path: Path, write):
-    """Let `write` fill a scratch file that then takes the place of `path`."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, part: Part):

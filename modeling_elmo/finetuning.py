@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from .allennlp_format import listing
 from .arguments import ArgumentsError, flag
+from .commands import whole_file
 from .layer_cache import LayerCache
 from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
@@ -452,6 +453,5 @@ def _remove_checkpoints(folder: Path):
 
 def write_json(path: Path, content: Any):
     """Write a file that is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

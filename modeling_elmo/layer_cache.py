@@ -20,6 +20,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .commands import whole_file
 from .embed import batches
 from .embedding_files import fingerprint
 from .task_layers import ElmoTaskModel, used_layers
@@ -148,11 +149,10 @@ class LayerCache:
         self._write_index()
 
     def _write_index(self):
-        temporary = self.folder / "index.tmp.npz"
         keys = np.frombuffer(b"".join(self.places), dtype=np.uint8).reshape(-1, KEY_BYTES)
         lengths = np.array([length for _, length in self.places.values()], dtype=np.int64)
-        np.savez(temporary, keys=keys, lengths=lengths)
-        temporary.replace(self.folder / "index.npz")
+        with whole_file(self.folder / "index.npz") as scratch, open(scratch, "wb") as file:
+            np.savez(file, keys=keys, lengths=lengths)
 
     def look_up(self, batch: Mapping[str, Any]) -> Tensor:
         """The layers of a batch that the tokenizer made.

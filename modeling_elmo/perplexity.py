@@ -20,7 +20,6 @@ for texts in memory.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .commands import command_parser, run_command
+from .commands import command_parser, run_command, whole_file
 from .embed import batches, windows
 from .freed_memory import keep_freed_memory
 from .language_model import IGNORE_INDEX, ElmoForPreTraining
@@ -344,13 +343,8 @@ def new_file(path: Path, overwrite: bool) -> Iterator[TextIO]:
     """A text file that appears when the block has ended without an error."""
     if path.is_dir() or (path.exists() and not overwrite):
         raise PerplexityError(f"{path} exists: choose another file, or replace a file with --overwrite")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        yield file
 
 
 class ProgressBar(tqdm):
