@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Sums of a weight's bits, each of the numbers at places that leave the same rest. A prime that no width is a multiple
-# of: moved rows, columns or gates get other rests.
-NUM_SUMS = 1021
+# Numbers of a weight whose bits are summed together. A prime: parts begin anywhere in rows, so that moved columns
+# change sums as moved rows and gates do.
+PART = 1021
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint_of(weights: Iterable[Tensor]) -> Hashable:
     """Differs when any weight differs: its counter of changes, and sums of its bits for changes past it.
 
-    `weight.data` and NumPy's views change weights past the counter. The sums take one pass; a change is missed if it
-    leaves all of them as they were.
+    `weight.data` and NumPy's views change weights past the counter. The sums take one pass, as fast as memory is read;
+    a change is missed if it leaves each of them as it was.
 
     Args:
         weights: on the CPU.
@@ -25,18 +25,20 @@ def fingerprint_of(weights: Iterable[Tensor]) -> Hashable:
     parts = []
     for weight in weights:
         version = -1 if weight.is_inference() else weight._version
-        parts.append((weight.data_ptr(), weight.dtype, weight.shape, version, _sums(weight.detach())))
+        parts.append((weight.data_ptr(), weight.dtype, weight.shape, version, *_sums(weight.detach())))
     return tuple(parts)
 
 
-def _sums(weight: Tensor) -> bytes:
+def _sums(weight: Tensor) -> tuple[bytes, bytes]:
+    """The sums of all whole parts, and the numbers behind them."""
     bits = weight.flatten()
     # As few and large integers as lie on the boundaries that torch wants for them.
     bits = bits.view(WORDS[math.gcd(8, bits.nbytes, bits.storage_offset() * bits.itemsize)])
-    whole = len(bits) // NUM_SUMS * NUM_SUMS
-    sums = bits[:whole].view(len(bits) // NUM_SUMS, NUM_SUMS).sum(0)
-    sums[: len(bits) - whole] += bits[whole:]
-    return sums.numpy().tobytes()
+    parts = len(bits) // PART
+    if not parts:
+        return b"", bits.numpy().tobytes()
+    end = parts * PART
+    return bits[:end].view(parts, PART).sum(1).numpy().tobytes(), bits[end:].numpy().tobytes()
 
 
 class LaidOutWeights:
