@@ -55,7 +55,8 @@ def main() -> int:
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:  # before there was anything to save
-        print("train.py: stopped", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("train.py: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,7 +33,8 @@ def c_library(name: str, source: str) -> ctypes.CDLL | None:
     """
     if os.environ.get("MODELING_ELMO_KERNELS") == "0":
         return None
-    compiler = shlex.split(os.environ.get("CC") or "cc")  # such as "ccache gcc"
+    asked = os.environ.get("CC", "").strip() or "cc"
+    compiler = [asked] if shutil.which(asked) else asked.split()  # such as "ccache gcc"
     if shutil.which(compiler[0]) is None:
         warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
         return None

@@ -36,7 +36,7 @@ from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
 from .tables import rows_of_text, unreadable_table
-from .text_files import OPENERS, DataError, ReadingReport, find_files, read_lines
+from .text_files import DataError, ReadingReport, ending_of, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -307,9 +307,7 @@ def _rows_of_tables(files: Sequence[str], reader: str | None) -> Iterator[dict[s
 
 def kind_of_table(files: Sequence[str]) -> str | None:
     """The ending of tables, without that of their compression; `None` for files of text."""
-    paths = [Path(file) for file in files]
-    endings = {(path.with_suffix("") if path.suffix in OPENERS else path).suffix for path in paths}
-    kinds = {ending if ending in TABLES else None for ending in endings}
+    kinds = {ending if ending in TABLES else None for ending in map(ending_of, files)}
     if len(kinds) > 1:
         raise DataError(f"{files[0]} to {files[-1]}: embed texts, and tables of each kind, by commands of their own")
     return kinds.pop()

@@ -96,7 +96,7 @@ class EmbeddingFolder:
                     f"{self.folder} holds embeddings that differ in {', '.join(different)}: choose another output, or "
                     "replace them with --overwrite"
                 )
-        elif self.folder.is_dir() and any(path.name != SETTINGS for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise EmbeddingError(f"{self.folder} holds other files: choose a new or empty folder")
 
     def start(self):

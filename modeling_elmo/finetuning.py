@@ -111,7 +111,7 @@ class FinetuningArguments(TrainingArguments):
         self._check_flags()
         if not self.do_eval:
             self.eval_strategy = "no"
-        if not self.do_train or self.eval_strategy == "no":
+        if not self.do_train or "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else several processes would each train a model of its own
@@ -214,14 +214,18 @@ def check_output_dir(args: FinetuningArguments):
     name = args.resume_from_checkpoint
     if name is not None and (name not in LAST or any(folder.rglob(f"checkpoint-*/{TRAINER_STATE_NAME}"))):
         return
-    if not args.do_train and folder.resolve() == Path(str(args.model_name_or_path)).resolve():
+    if not args.do_train and _is_the_models(folder, args):
         return  # the scores of a model go beside it
-    content = [path for path in folder.iterdir() if path.name != CACHE_FOLDER]
+    content = [path for path in folder.rglob("*") if path.is_file() and CACHE_FOLDER not in path.parts]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(
             f"--output_dir {folder} has files in it, such as {content[0].name}: name another folder, or pass "
             "--overwrite_output_dir to write over them"
         )
+
+
+def _is_the_models(folder: Path, args: FinetuningArguments) -> bool:
+    return folder.resolve() == Path(str(args.model_name_or_path)).resolve()
 
 
 def find_checkpoint(args: FinetuningArguments) -> str | None:
@@ -379,7 +383,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     if trainer.is_world_process_zero():
         layers = {"layers": used_layers(task.model.config), **task.model.layer_weights()}
         earlier = folder / "all_results.json"
-        if train is None and earlier.is_file():  # of the training that made this model
+        if train is None and _is_the_models(folder, args) and earlier.is_file():  # of its training
             metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
         write_json(folder / "all_results.json", metrics)
         write_json(folder / "layer_weights.json", layers)

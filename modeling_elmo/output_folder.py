@@ -1,5 +1,6 @@
 """The folder that a run writes into: nothing of another run is lost in it or mixed up with it."""
 
+import glob
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from .checkpoints import UNFINISHED
 LOCK_FILE = ".lock"
 LOG_FILE = "log.jsonl"
 # What every run leaves, as patterns: a folder with none of these was written by something else.
-LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*", f"{UNFINISHED}*", "tracker")
+LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*/stream.safetensors", f"{UNFINISHED}*", "tracker")
 
 
 class OutputFolder:
@@ -58,13 +59,14 @@ class OutputFolder:
 
     def _check_that_a_run_is_deleted(self):
         found = self._files_of_other_runs()
-        if found and not any(path.match(pattern) for path in found for pattern in LEFT_BY_RUNS):
+        if found and not any(any(self.path.glob(pattern)) for pattern in LEFT_BY_RUNS):
             raise ArgumentsError(
                 f"{self.path} has files such as {found[0].name} but no {LOG_FILE}, so no run left them, and "
                 "--overwrite_output_dir would delete them: choose another output_dir, or empty the folder yourself"
             )
-        for path in self.read:
-            if found and Path(path).resolve().is_relative_to(self.path.resolve()):
+        read = [path for pattern in self.read for path in glob.glob(pattern, recursive=True) or [pattern]]
+        for path in read if found else ():
+            if Path(path).resolve().is_relative_to(self.path.resolve()):
                 raise ArgumentsError(
                     f"--overwrite_output_dir would delete {path}, which this run reads: choose another output_dir"
                 )

@@ -29,7 +29,8 @@ def is_traced() -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call does more than the module's `forward`: by torch's hooks, or accelerate's, which bring weights."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or hasattr(module, "_hf_hook")
 
 
 def has_onednn_products(dtype: torch.dtype) -> bool:

@@ -187,11 +187,10 @@ def _labels(table: Dataset, column: str, split: str, task_names: Sequence[str] |
     def text_of(value: Any, row: int) -> str | None:
         if isinstance(value, list | dict):
             raise DataError(f"{split}, row {row}: column {column!r} has {value!r:.60} instead of a label")
-        if names is not None and isinstance(value, int) and 0 <= value < len(names):
-            return names[value]
-        if value is None or value == "" or value != value:  # NaN
-            return None
-        return WHOLE_NUMBER.sub(r"\1", str(value))
+        text = "" if value is None or value != value else WHOLE_NUMBER.sub(r"\1", str(value).strip())  # NaN
+        if names is not None and text not in names and text.isdecimal() and int(text) < len(names):
+            return names[int(text)]
+        return text or None
 
     return [text_of(value, row) for row, value in enumerate(_column(table, column))]
 

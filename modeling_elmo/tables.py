@@ -4,23 +4,23 @@ import csv
 import glob
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from .text_files import OPENERS, DataError, unreadable
+from .text_files import DAMAGE, OPENERS, DataError, ending_of, unreadable
 
 FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 LONGEST_CELL = 2**30  # characters
 TSV = {"delimiter": "\t"}
+PLAIN_TSV = {**TSV, "quoting": csv.QUOTE_NONE}
 
 
 def read_table_file(name: str) -> Dataset:
-    """The rows of a file. In those of csv and tsv every cell is text, as it stands there.
-
-    A tsv file whose quotation marks do not come in pairs around cells has them as signs like any others.
+    """The rows of a file, also compressed (.gz, .bz2, .xz, .zst). In those of csv and tsv every cell is text, as it
+    stands there.
 
     Raises:
         DataError: a file that is not there, of an unknown kind, without rows, or that cannot be read.
@@ -28,18 +28,21 @@ def read_table_file(name: str) -> Dataset:
     path = Path(name)
     if not path.is_file():
         raise DataError(f"{name} is no file")
-    ending = next((part for part in reversed(path.name.lower().split(".")) if part in FILE_TYPES), None)
-    if ending is None:
-        raise DataError(f"{name}: a table must end in .{', .'.join(FILE_TYPES)}, compressed or not")
+    kind = FILE_TYPES.get(ending_of(name)[1:])
+    if kind is None:
+        raise DataError(
+            f"{name}: a table must end in .{', .'.join(FILE_TYPES)}, also with {', '.join(OPENERS)} behind it"
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{name} is empty")
-    if FILE_TYPES[ending] == "csv":
-        rows = list(rows_of_text(name))
-        table = Dataset.from_dict({column: [row[column] for row in rows] for column in rows[0]} if rows else {})
+    if kind == "csv":
+        head, rows = _head_and_rows(name)
+        columns = list(map(list, zip(*rows, strict=True)))
+        table = Dataset.from_dict(dict(zip(head, columns, strict=False)))
     else:
         try:
             # `datasets` takes names for patterns.
-            table = load_dataset(FILE_TYPES[ending], data_files=glob.escape(name), split="train")
+            table = load_dataset(kind, data_files=glob.escape(name), split="train")
         except Exception as error:  # `datasets` raises whatever its parsers raise
             raise unreadable_table(name, error) from error
     if len(table) == 0:
@@ -50,6 +53,8 @@ def read_table_file(name: str) -> Dataset:
 def unreadable_table(name: str, error: Exception) -> DataError:
     """What to tell of a table that `datasets` cannot read."""
     cause = str(error.__cause__ or error).strip().splitlines()
+    if isinstance(error.__cause__ or error, StopIteration):
+        cause = ["it has no rows"]
     return DataError(f"{name} cannot be read: {cause[0] if cause else type(error).__name__}")
 
 
@@ -59,24 +64,41 @@ def rows_of_text(name: str) -> Iterator[dict[str, str]]:
     Raises:
         DataError: as `read_table_file`, when the place is reached.
     """
-    is_tsv = "tsv" in name.lower().split(".")
-    dialect: dict[str, Any] = TSV if is_tsv else {}
-    if is_tsv and _has_stray_marks(name):
-        dialect = {**TSV, "quoting": csv.QUOTE_NONE}
-    rows = _rows(name, **dialect)
-    head = next(rows, [])
-    if len(set(head)) < len(head):
-        raise DataError(f"{name}: two columns have one name: {', '.join(head)}")
-    for number, row in enumerate(rows):
-        if len(row) != len(head):
-            way_out = "cells have no tabs or line breaks" if is_tsv else "put cells with commas in quotation marks"
-            raise DataError(f"{name}, row {number}: {len(row)} columns, but {len(head)} have names: {way_out}")
+    head, rows = _head_and_rows(name)
+    for row in rows:
         yield dict(zip(head, row, strict=True))
 
 
+def _head_and_rows(name: str) -> tuple[list[str], Iterator[list[str]]]:
+    """The names of the columns, those without one by their number, and the rows, which are checked to be as wide."""
+    is_tsv = ending_of(name) == ".tsv"
+    rows = _rows(name, **(PLAIN_TSV if is_tsv and _has_stray_marks(name) else TSV if is_tsv else {}))
+    head = [column or f"column {number}" for number, column in enumerate(next(rows, []), 1)]
+    if len(set(head)) < len(head):
+        raise DataError(f"{name}: two columns have one name: {', '.join(head)}")
+    return head, _checked(name, rows, len(head), is_tsv)
+
+
+def _checked(name: str, rows: Iterator[list[str]], width: int, is_tsv: bool) -> Iterator[list[str]]:
+    for number, row in enumerate(rows):
+        if len(row) != width:
+            way_out = "cells have no tabs or line breaks" if is_tsv else "put cells with commas in quotation marks"
+            raise DataError(f"{name}, row {number}: {len(row)} columns, but {width} have names: {way_out}")
+        yield row
+
+
 def _has_stray_marks(name: str) -> bool:
-    """Whether a quotation mark of a tsv file opens a cell that is none, and swallows lines or has text behind it."""
+    """Whether quotation marks of a tsv file are signs like any others: its lines make a table, and are none with cells
+    in quotation marks, or one whose cells swallowed lines."""
+
+    def widths(rows: Iterator[Sequence[str]]) -> set[int]:
+        return set(map(len, rows))
+
+    if len(widths(_rows(name, **PLAIN_TSV))) != 1:
+        return False
     try:
+        if len(widths(_rows(name, **TSV))) != 1:
+            return True
         return any("\n" in cell for row in _rows(name, **TSV) for cell in row)
     except DataError:
         return True
@@ -85,7 +107,7 @@ def _has_stray_marks(name: str) -> bool:
 def _rows(name: str, **dialect: Any) -> Iterator[list[str]]:
     """All rows that have a cell, the names of the columns first."""
     opener = OPENERS.get(os.path.splitext(name)[1])
-    limit = csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
     try:
         with open(name, "rb") as file:
             lines = io.TextIOWrapper(opener(file) if opener else file, encoding="utf-8-sig", newline="")
@@ -94,7 +116,5 @@ def _rows(name: str, **dialect: Any) -> Iterator[list[str]]:
         raise DataError(f"{name}: {error}: put cells with quotation marks in such, and double those inside") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8: {error}") from error
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise unreadable(name, error) from error
-    finally:
-        csv.field_size_limit(limit)

@@ -111,6 +111,8 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     text, label = _column_numbers(name, columns, width)
     if label == text and needs_tags:
         raise DataError(f"{name} has no tags: column {text} of {width} is that of the words")
+    if not needs_tags and not any(cells[label].strip() for _, rows in sentences for cells in rows):
+        label = text  # there are none
     for place, rows in sentences:
         if label != text and any(not cells[label].strip() for cells in rows):
             raise DataError(

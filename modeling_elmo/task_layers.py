@@ -209,8 +209,8 @@ class BiRecurrent(nn.Module):
         if mask.numel() == 0:
             return inputs.new_zeros(*mask.shape, 2 * self.forward_rnn.hidden_size)
         inputs = self.dropout(inputs)
-        is_hooked_side = is_hooked(self.forward_rnn) or is_hooked(self.backward_rnn)
-        if inputs.device.type == "cpu" and not is_traced() and not is_hooked_side:
+        are_plain = all(type(side) is nn.LSTM and not is_hooked(side) for side in (self.forward_rnn, self.backward_rnn))
+        if inputs.device.type == "cpu" and are_plain and not is_traced():
             return self._read_packed(inputs, mask)
         places = places_turned_around(mask)[..., None]  # (batch, words, 1)
         turned = inputs.gather(1, places.expand_as(inputs))

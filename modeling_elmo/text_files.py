@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
@@ -25,7 +26,8 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validatio
 # Cells are read this many at a time: documents may have megabytes each.
 CELLS_PER_BATCH = 256
 # Endings of files whose lines are no texts.
-NO_LINES = {"json", "jsonl", "csv", "zip", "tar", "tgz", "7z", "rar", "pdf", "doc", "docx", "odt", "rtf", "xls", "xlsx"}
+NO_LINES = {".json", ".jsonl", ".csv", ".zip", ".tar", ".tgz", ".7z", ".rar", ".pdf"}
+NO_LINES |= {".doc", ".docx", ".odt", ".rtf", ".xls", ".xlsx"}
 # Controls, but for the white space among them (tab to carriage return), separate words.
 CONTROLS = frozenset(map(chr, [*range(0x00, 0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)]))
 SPACES = tuple(space.encode() for space in " \t\v\f\r\u3000")
@@ -104,8 +106,12 @@ def read_lines(
                 yield from read_parquet(name, text_column, report, on_bytes)
             else:
                 yield from read_text(name, report, on_bytes)
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        except DAMAGE as error:
             raise unreadable(name, error) from error
+
+
+# What reading a file raises that is damaged or not there.
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 def unreadable(name: str, error: BaseException) -> DataError:
@@ -148,15 +154,21 @@ OPENERS: dict[str, Callable] = {
 }
 
 
+def ending_of(name: str) -> str:
+    """How a file's name ends, in small letters and without the ending of its compression: ".jsonl" of a.jsonl.gz."""
+    path = Path(name.lower())
+    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
+
+
 def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object] | None) -> Iterator[str]:
     """The lines of one file, plain or compressed.
 
     Raises:
         DataError: something else than lines in UTF-8, by its name or its first bytes.
     """
-    if wrong := NO_LINES & set(os.path.basename(name).lower().split(".")[1:]):
+    if (ending := ending_of(name)) in NO_LINES:
         raise DataError(
-            f"{name} is a .{wrong.pop()}, not lines of text: write its texts into a text file; train.py also takes the "
+            f"{name} is a {ending}, not lines of text: write its texts into a text file; train.py also takes the "
             "folder of a table as --dataset_name, with --text_column_name"
         )
     file = io.BufferedReader(WatchedFile(name, on_bytes) if on_bytes else io.FileIO(name), BUFFER_BYTES)

@@ -184,8 +184,9 @@ def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
     tokenizer = read_tokenizer(args)
     hold_out = 0 if args.validation_file else HOLD_OUT_EVERY
     files = find_files(args.train_file) if args.train_file else []
-    if args.text_column_name and files and not any(name.endswith(".parquet") for name in files):
-        raise ArgumentsError("text_column_name is for tables, and train_file names none: it must end in .parquet")
+    given = [*files, *(find_files(args.validation_file) if args.validation_file else [])]
+    if args.text_column_name and files and not any(name.endswith(".parquet") for name in given):
+        raise ArgumentsError("text_column_name is for tables, and no file is one: their names end in .parquet")
     folder = tokenised(args, files, tokenizer, hold_out, accelerator)
     train = Corpus(folder, TRAIN)
     if args.validation_file:

@@ -10,6 +10,7 @@ any order.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace):
         card = Path(arguments.model, "README.md")
         text = card.read_text(encoding="utf-8") if card.is_file() else f"# {arguments.folder.name}\n"
         read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
-        text = text.partition(TITLE)[0]  # without what an earlier state is told of
+        text = re.sub(rf"{TITLE}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)  # what is told of an earlier state
         told = f"{text}{TITLE}\n\n{CARD.format(read=read)}\n"
         (folder / "README.md").write_text(told, encoding="utf-8")
     for problem in report.problems():

@@ -98,6 +98,16 @@ def test_without_a_compiler(monkeypatch):
         assert cpu_kernels.cell_kernels(torch.float32) is None
 
 
+@needs_compiler
+@pytest.mark.parametrize("value", ["", " ", "FOLDER/my compiler"])
+def test_names_of_compilers(monkeypatch, tmp_path, value):
+    compiler = tmp_path / "my compiler"
+    compiler.write_text('#!/bin/sh\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", value.replace("FOLDER", str(tmp_path)))
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+
+
 def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text('#!/bin/sh\ntest "$1" = --version && exit 0\necho cannot do that >&2\nexit 1\n')

@@ -274,6 +274,15 @@ def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch, ca
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".part")]
 
 
+def test_what_a_killed_command_left_in_the_first_part_is_no_hindrance(folder, corpus, tmp_path):
+    output = tmp_path / "out"
+    assert run(folder, corpus, output) == 0
+    for part in output.glob("part-*"):
+        part.rename(output / f".{part.name}.123")
+    assert run(folder, corpus, output) == 0
+    assert len(read_parquet(output)) == len(LINES)
+
+
 def test_other_settings_or_input_are_not_mixed_in(folder, corpus, tmp_path, capsys):
     output = tmp_path / "out"
     assert run(folder, corpus, output) == 0

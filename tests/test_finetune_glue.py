@@ -308,6 +308,12 @@ def test_scores_of_a_model_go_beside_those_of_its_training(run, tmp_path, capsys
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     assert run(resume_from_checkpoint="last") == 2, "there is nothing to go on from, and a model to be lost"
+    (tmp_path / "killed" / "seed_1").mkdir(parents=True)  # before its first checkpoint
+    assert run(output_dir=tmp_path / "killed", resume_from_checkpoint="last", seeds=[1, 2], num_train_epochs=1) == 0
+    other = {"model_name_or_path": tmp_path / "killed" / "seed_1", "do_predict": "false"}
+    both = {"do_train": "false", "output_dir": tmp_path / "scores", "overwrite_output_dir": "true"}
+    assert run(model_name_or_path=out, **both) == 0 and "test_accuracy" in results(tmp_path / "scores")
+    assert run(**other, **both) == 0 and "test_accuracy" not in results(tmp_path / "scores")
 
 
 def test_flags_of_trainer_are_heard(run, tmp_path):
@@ -371,7 +377,7 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be 1 or more"),
         ({"seeds": [1, 1]}, "--seeds 1 1: the same seed gives the same model"),
         ({"remove_unused_columns": "true"}, "--remove_unused_columns cannot be had"),
-        ({"save_strategy": "no"}, "load_best_model_at_end"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "load_best_model_at_end"),
         ({"metric_for_best_model": "beauty"}, "eval_beauty"),
     ],
 )

@@ -279,6 +279,10 @@ def test_only_a_run_is_overwritten(run, folder, tmp_path, capsys):
     assert run(*flags(folder, tmp_path), "--overwrite_output_dir") == 2
     assert "no run left them" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "checkpoint-8").mkdir()  # of another script that trains
+    (tmp_path / "checkpoint-8" / "optimizer.pt").touch()
+    assert run(*flags(folder, tmp_path), "--overwrite_output_dir") == 2
+    assert (tmp_path / "thesis.tex").is_file()
 
 
 def test_what_a_run_reads_is_not_overwritten(run, folder, tmp_path, capsys):
@@ -287,6 +291,8 @@ def test_what_a_run_reads_is_not_overwritten(run, folder, tmp_path, capsys):
     (output / "train.txt").write_bytes((folder / "train.txt").read_bytes())
     for mine in (
         {"train_file": output / "train*"},
+        {"train_file": tmp_path / "o*" / "train.txt"},
+        {"train_file": tmp_path / "**" / "train.txt"},
         {"model_name_or_path": output, "config_name": "small"},
         {"data_cache_dir": output / "cache"},
     ):

@@ -150,6 +150,10 @@ def test_labels_of_a_model_are_kept():
         tables([{"sentence1": "a", "sentence2": "b", "label": 0}]), GLUE["wnli"], known=["entailment", "not_entailment"]
     )
     assert list(swapped.train["labels"]) == [1], "0 is the task's not_entailment"
+    for zero in ("0", 0.0, "0.0", " 0"):
+        rows = tables([{"sentence1": "a", "sentence2": "b", "label": zero}])
+        assert list(prepare(rows, GLUE["wnli"], known=["entailment", "not_entailment"]).train["labels"]) == [1], zero
+    rows = tables([{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}])
     with pytest.raises(
         DataError, match="train, row 1: the label 'no' is none of the model's; known labels: yes, perhaps"
     ):

@@ -392,6 +392,21 @@ def test_config_refuses(change, message):
         ElmoConfig(**TINY, **change)
 
 
+def test_hooks_and_parametrisations_of_recurrent_layers_are_heard():
+    layer = BiRecurrent(4, 3, dropout=0.0)
+    inputs, mask = torch.randn(2, 5, 4), torch.arange(5) < torch.tensor([[5], [3]])
+    plain = layer(inputs, mask)
+    called = []
+    handle = layer.forward_rnn.register_full_backward_hook(lambda *_: called.append(1))
+    outputs = layer(inputs.requires_grad_(), mask)
+    outputs.sum().backward()
+    handle.remove()
+    assert called
+    assert_close(outputs, plain)
+    nn.utils.parametrizations.spectral_norm(layer.forward_rnn, "weight_ih_l0")
+    assert (layer(inputs, mask) - plain).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_texts_without_a_word(head):
     """No boundaries either, alone or as one side of all pairs: as where they are padding beside another text."""

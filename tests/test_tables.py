@@ -36,6 +36,32 @@ def test_quotation_marks_of_tsv_are_signs_unless_they_are_around_cells(tmp_path)
     frame = pandas.DataFrame({"text": ['he said "so"', "a\tb"], "label": ["x", "y"]})
     frame.to_csv(tmp_path / "c.tsv", sep="\t", index=False)
     assert read_table_file(str(tmp_path / "c.tsv")).to_list() == frame.to_dict("records")
+    frame = pandas.DataFrame({"text": ["one\ntwo", "three"], "label": ["x", "y"]})
+    frame.to_csv(tmp_path / "d.tsv", sep="\t", index=False)
+    assert read_table_file(str(tmp_path / "d.tsv")).to_list() == frame.to_dict("records")
+    pair = 'first\tsecond\tlabel\n"Yes , he said .\tHe said yes "\t1\na\tb\t0\n'
+    assert read(tmp_path, "e.tsv", pair)[0] == {"first": '"Yes , he said .', "second": 'He said yes "', "label": "1"}
+
+
+def test_columns_without_a_name_have_a_number(tmp_path):
+    assert read(tmp_path, "a.csv", "label,text,,\nham,hi,,\n") == [
+        {"label": "ham", "text": "hi", "column 3": "", "column 4": ""}
+    ]
+
+
+def test_kinds_are_told_by_the_file_and_not_by_its_folder(tmp_path):
+    (tmp_path / "my.tsv.d").mkdir()
+    assert read(tmp_path / "my.tsv.d", "train.csv", "text,label\na,0\n") == [{"text": "a", "label": "0"}]
+    assert read(tmp_path, "A.CSV", "text,label\na,0\n") == [{"text": "a", "label": "0"}]
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "tsv.gz"])
+def test_a_file_that_was_cut_off(tmp_path, ending):
+    data = gzip.compress("".join(f"a{number}\tb\n" for number in range(9999)).encode())
+    for cut in (data[: len(data) // 2], data[:100] + bytes(50) + data[150:]):
+        (tmp_path / f"a.{ending}").write_bytes(cut)
+        with pytest.raises(DataError, match=f"a.{ending} is damaged"):
+            read_table_file(str(tmp_path / f"a.{ending}"))
 
 
 def test_names_of_files_are_no_patterns(tmp_path):

@@ -399,6 +399,12 @@ def test_what_is_no_lines_of_text_is_refused_by_its_name(tmp_path, name):
         list(read_lines([str(tmp_path / name)], ReadingReport()))
 
 
+@pytest.mark.parametrize("name", ["paper.pdf.txt", "news.doc.txt", "corpus.csv.lines"])
+def test_texts_may_be_called_by_what_they_were_made_of(tmp_path, name):
+    (tmp_path / name).write_text("one\n")
+    assert list(read_lines([str(tmp_path / name)], ReadingReport())) == ["one"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_other_encodings_are_refused(tmp_path, encoding):
     (tmp_path / "a.txt").write_text("It rains in Bern .\n" * 100, encoding=encoding)

@@ -146,9 +146,10 @@ def test_command(saved, capsys):
     assert model.config.initial_state and ElmoTokenizer.from_pretrained(saved / "warm").lm_vocab_size == 8
     card = (saved / "warm" / "README.md").read_text()
     assert card.startswith("# A card") and "40 sentences of text.txt left behind" in card
-    (saved / "elmo" / "README.md").write_text(card)  # a state that takes the place of another
+    (saved / "elmo" / "README.md").write_text(f"{card}\n## Mine\n\nnotes\n")  # a state that takes the place of another
     assert main([*arguments[:2], str(saved / "again"), *arguments[3:]]) == 0
-    assert (saved / "again" / "README.md").read_text() == card
+    again = (saved / "again" / "README.md").read_text()
+    assert again.count("## Initial state") == 1 and "notes" in again and again.startswith("# A card")
     assert main(arguments) == 2
     assert "warm exists: choose another folder" in capsys.readouterr().err
 
