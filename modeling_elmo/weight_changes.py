@@ -35,10 +35,10 @@ def _sums(weight: Tensor) -> tuple[bytes, bytes]:
     # As few and large integers as lie on the boundaries that torch wants for them.
     bits = bits.view(WORDS[math.gcd(8, bits.nbytes, bits.storage_offset() * bits.itemsize)])
     parts = len(bits) // PART
-    if not parts:
-        return b"", bits.numpy().tobytes()
     end = parts * PART
-    return bits[:end].view(parts, PART).sum(1).numpy().tobytes(), bits[end:].numpy().tobytes()
+    rest = bits[end:].clone()  # NumPy pins the memory that it looks at, and sharded weights give theirs back
+    sums = bits[:end].view(parts, PART).sum(1).numpy().tobytes() if parts else b""
+    return sums, rest.numpy().tobytes()
 
 
 class LaidOutWeights:
