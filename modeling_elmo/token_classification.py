@@ -4,7 +4,6 @@ The tagger of Lample et al. 2016 (arXiv 1603.01360, section 2), which the ELMo p
 al. 2018, arXiv 1802.05365: CRF loss, and decoding that ensures a valid sequence of tags), with one LSTM layer.
 """
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
