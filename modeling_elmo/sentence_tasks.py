@@ -20,12 +20,7 @@ from .text_files import DataError
 Metrics = dict[str, float]
 SPLITS = (
     "train",
-    "validation",
-    "test",
-    "validation_matched",
-    "validation_mismatched",
-    "test_matched",
-    "test_mismatched",
+    *(f"{split}{of_mnli}" for split in ("validation", "test") for of_mnli in ("", "_matched", "_mismatched")),
 )
 # Columns that are taken for sentences when nothing else is said, the first that fits.
 SENTENCE_COLUMNS = (

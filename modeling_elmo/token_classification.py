@@ -154,7 +154,8 @@ class ElmoForTokenClassification(ElmoTaskModel):
         steps = free_steps(self.num_labels, emissions) if self.crf is None else self.crf()
         if not constrained:
             return steps
-        names = {int(label): name for label, name in self.config.id2label.items()}  # keys are text in JSON
+        # Keys may be text, as in JSON.
+        names = {int(label): name for label, name in (self.config.id2label or {}).items()}
         return steps.restricted(allowed_transitions([names[label] for label in range(self.num_labels)]))
 
     def _loss(self, emissions: Tensor, labels: Tensor, in_chain: Tensor, num_items: Tensor | int | None) -> Tensor:
