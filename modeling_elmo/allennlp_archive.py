@@ -17,7 +17,6 @@ the names of those modules. Here they become datasets of the HDF5 file again:
 Beside `_elmo_lstm` lies a `scalar_mix_{k}` for each place where the task model reads ELMo vectors.
 """
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -85,12 +84,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ConversionError(f"{path} does not exist") from error
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged pickle makes the reader of torch's older format raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{path} is damaged, or holds something else than tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ConversionError(f"{path} must hold a state dict of weights")
-    return {str(name): tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+    for name, tensor in state.items():
+        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+            raise ConversionError(f"{path}: {name} is no tensor with numbers of its own: no weights")
+    return {str(name): tensor.detach().float() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 def _datasets(elmo: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
@@ -121,7 +124,7 @@ def _datasets(elmo: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
                 datasets[cell + "W_0"] = swap_gates(np.concatenate(kernels, axis=1).T)  # (2 * projection, 4 * dim)
                 datasets[cell + "B"] = swap_gates(arrays[module + "state_linearity.bias"])
                 datasets[cell + "W_P_0"] = arrays[module + "state_projection.weight"].T
-    except (KeyError, ValueError) as error:  # ValueError: shapes
+    except (LookupError, ValueError) as error:  # ValueError: shapes
         raise ConversionError(f"{path}: the ELMo is not whole, or no ELMo of AllenNLP's ({error})") from error
     return datasets
 
@@ -136,5 +139,7 @@ def _scalar_mix(elmo: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     names = [f"{mixes[0]}scalar_parameters.{layer}" for layer in range(layers)]
     if missing := [name for name in names if name not in elmo]:
         raise ConversionError(f"the scalar mix lacks {listing(missing)}")
-    weights = torch.cat([elmo[name].flatten() for name in names])  # (layers,)
-    return {"scalar_mix.weights": weights, "scalar_mix.gamma": elmo[mixes[0] + "gamma"].reshape(())}
+    numbers = torch.cat([elmo[name].flatten() for name in [*names, mixes[0] + "gamma"]])
+    if len(numbers) != layers + 1 or not numbers.isfinite().all():
+        raise ConversionError(f"the scalar mix should have {layers + 1} finite numbers, but has {numbers.tolist()}")
+    return {"scalar_mix.weights": numbers[:-1], "scalar_mix.gamma": numbers[-1]}

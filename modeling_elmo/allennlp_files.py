@@ -172,10 +172,10 @@ def _check_softmax_vocabulary(config: ElmoConfig, vocabulary: list[str] | None):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConversionError(f"{path} does not exist") from error
-    except ValueError as error:  # both of UTF-8 and of JSON
+    except (ValueError, RecursionError) as error:  # ValueError: both of UTF-8 and of JSON
         raise ConversionError(f"{path} is no valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ConversionError(f"{path} must hold a JSON object, not a {type(value).__name__}")
@@ -186,7 +186,7 @@ def read_legacy_vocabulary(path: Path) -> list[str]:
     """Words of a UTF-8 file, plain or gzipped, one a line; word k is row k of a word table and class k of the LM."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConversionError(f"{path} cannot be read as a vocabulary in UTF-8, one word a line ({error})") from error
     return words_of(text)
@@ -237,6 +237,8 @@ def _datasets(file: Any) -> dict[str, Any]:
     file.visititems(nodes.__setitem__)
     datasets = {name: node for name, node in nodes.items() if hasattr(node, "shape")}
     for name, dataset in datasets.items():
+        if not isinstance(name, str) or dataset.shape is None:
+            raise ConversionError(f"{file.filename}: the dataset {name!r} has no name or no values: get the file again")
         if dataset.external or dataset.is_virtual:
             raise ConversionError(
                 f"dataset {name!r} takes its values from other files: published weights hold their own"

@@ -317,7 +317,12 @@ def _require(shapes: Mapping[str, tuple[int, ...]], name: str, dims: int) -> tup
 
 def _count(shapes: Iterable[str], pattern: str) -> int:
     """One more than the greatest number that `pattern` captures in a name."""
-    return max((int(match[1]) + 1 for match in map(re.compile(pattern).match, shapes) if match), default=0)
+    count = max((int(match[1]) + 1 for match in map(re.compile(pattern).match, shapes) if match), default=0)
+    if count > 1000:  # of layers, highways or filters: a name that is damaged, or is to keep us busy
+        raise ConversionError(
+            f"the weights have {count - 1} in the place of a small number ({pattern}): get them again"
+        )
+    return count
 
 
 def _lstm_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

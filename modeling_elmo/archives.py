@@ -53,7 +53,7 @@ def _unpack(archive: Path, folder: Path):
                 while file.fileobj and file.fileobj.read(2**20):
                     pass  # to the checksum at the end: damage inside is taken for the end of the archive
                 file.extractall(folder, filter="data")
-    except DAMAGES as error:  # RuntimeError: encrypted
+    except (*DAMAGES, UnicodeDecodeError) as error:  # RuntimeError: encrypted
         raise ConversionError(f"{archive} is damaged or encrypted ({error}): get it again") from error
 
 

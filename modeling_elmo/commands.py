@@ -23,17 +23,17 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
 
     Args:
         run: what the command does.
-        mistakes: exceptions whose message is meant for the user; `OSError` is always one.
+        mistakes: exceptions whose message is meant for the user; `OSError` and `MemoryError` are always some.
         stopped: what is told after Ctrl-C.
     """
-    to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError)
+    to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError, MemoryError)
     try:
         run()
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 128 + signal.SIGINT
     except to_be_told as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(str(error).split()) or "there is not enough memory", file=sys.stderr)
         return 2
     return 0
 

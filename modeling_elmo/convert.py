@@ -141,13 +141,29 @@ def _save(elmo: LegacyElmo | ManyLangsElmo, tokenizer: ElmoTokenizer, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+def _format_of(elmo: LegacyElmo | ManyLangsElmo) -> str:
+    if isinstance(elmo, ManyLangsElmo):
+        return "ELMoForManyLangs"
+    weights = elmo.files.weights
+    if weights and is_hub_module(weights):
+        return "a module of TF-Hub"
+    return "an AllenNLP model" if weights and weights.name in ARCHIVED_WEIGHTS else "bilm-tf / AllenNLP"
+
+
+def _parts_of(file: Path) -> list[Path]:
+    """A file, and behind the index of a checkpoint those with its values."""
+    return [file, *sorted(file.parent.glob(f"{file.stem}.data-*"))] if file.suffix == ".index" else [file]
+
+
 def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], folder: Path, told: dict[str, Any]):
     """README.md. Of `files` those are named that are there: the archive, or the files that are in no archive."""
     text = converted_card(
         elmo.config,
         parameters=count_parameters(elmo.state_dict),
-        source_format="ELMoForManyLangs" if isinstance(elmo, ManyLangsElmo) else "bilm-tf / AllenNLP",
-        source_files=[file for file in files if file and file.is_file()],
+        source_format=_format_of(elmo),
+        source_files=[part for file in files if file and file.is_file() for part in _parts_of(file)],
+        has_learnt_mix=any(name.startswith("scalar_mix.") for name in elmo.state_dict),
+        has_vocabulary=isinstance(elmo, LegacyElmo) and elmo.vocabulary is not None,
         **told,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -214,6 +230,13 @@ def read_transformers(src: Path) -> LegacyElmo:
     return LegacyElmo(model.config, state_dict, vocabulary, LegacyFiles())
 
 
+# What conversions leave in a folder, both ways.
+WRITTEN = (
+    *("*.py", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*.json", "vocab.txt"),
+    *("*_vocab.json", "special_tokens_map.json", "README.md", "options.json", "weights.hdf5", "__pycache__"),
+)
+
+
 @contextmanager
 def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> Iterator[Path]:
     """`new_folder`, which may replace an earlier result if `overwrite` says so, and never holds a source."""
@@ -225,8 +248,12 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
             raise ConversionError(
                 f"{dst} exists and is not empty: choose another folder, or replace it with --overwrite"
             )
-        if not (dst / "config.json").is_file() and not (dst / "options.json").is_file():
-            raise ConversionError(f"{dst} does not look like an earlier result and is not replaced: remove it yourself")
+        others = [path.name for path in dst.iterdir() if not any(map(path.match, WRITTEN))]
+        if others or not ((dst / "config.json").is_file() or (dst / "options.json").is_file()):
+            has = f"it has {others[0]}" if others else "it has neither config.json nor options.json"
+            raise ConversionError(
+                f"{dst} does not look like an earlier result ({has}) and is not replaced: remove it yourself"
+            )
     with new_folder(dst, replace=overwrite) as folder:
         yield folder
 
@@ -259,6 +286,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.to_allennlp and any(getattr(arguments, name) for name in (*LegacyFiles._fields, *FOR_THE_HUB)):
         parser.error("--to-allennlp takes SRC and DST, and --overwrite")
+    if arguments.push == "":
+        parser.error("--push needs a name, such as me/my-elmo")
     if arguments.private and not arguments.push:
         parser.error("--private goes with --push")
     complete = bool(arguments.options and arguments.weights) and not arguments.to_allennlp

@@ -27,7 +27,7 @@ from .commands import whole_file
 from .layer_cache import LayerCache
 from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
-from .processes import on_main
+from .processes import on_all, on_main
 from .task_layers import ElmoTaskModel, used_layers
 from .text_files import DataError
 from .tokenization_elmo import ElmoTokenizer
@@ -442,7 +442,8 @@ def run_all(
             Path(own.output_dir).mkdir(parents=True, exist_ok=True)
             if args.do_train and not args.resume_from_checkpoint:
                 on_main(args.distributed_state, partial(_remove_checkpoints, Path(own.output_dir)))
-            task = make_task(name, own)
+            # Files may be there for some processes only.
+            task = on_all(args.distributed_state, partial(make_task, name, own))
             metrics = run_task(task, own, trainer_class)
             model = task.model
             results.append(Result(name, seed, metrics, used_layers(model.config), model.layer_weights()))

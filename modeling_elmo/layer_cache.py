@@ -10,7 +10,9 @@ found again by a hash of its characters.
 import hashlib
 import math
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,12 @@ class LayerCache:
     def _read_index(self):
         """Take what is there. An unfinished last text of the data is beyond the index and will be written over."""
         self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words
-        if (self.folder / "index.npz").is_file():
-            with np.load(self.folder / "index.npz", allow_pickle=False) as index:
-                keys, lengths = index["keys"], index["lengths"]
+        found = None
+        absent_or_damaged = suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+        with absent_or_damaged, np.load(self.folder / "index.npz", allow_pickle=False) as index:
+            found = index["keys"], index["lengths"]
+        if found is not None:
+            keys, lengths = found
             starts = np.cumsum(lengths) - lengths
             for key, start, length in zip(keys, starts.tolist(), lengths.tolist(), strict=True):
                 self.places[key.tobytes()] = (start, length)

@@ -22,7 +22,10 @@ from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
 
 # What transformers, huggingface_hub and safetensors raise for folders that are no model or a damaged one.
-FAILURES = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError, UnpicklingError)
+FAILURES = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError),
+    *(SafetensorError, StrictDataclassError, UnpicklingError),
+)
 
 
 class LoadingError(OSError):
@@ -110,7 +113,7 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
     with told_as_loading_errors(name):
         try:
             tokenizer = ElmoTokenizer.from_pretrained(name)
-        except FAILURES as error:
+        except Exception as error:  # the Rust tokenizer's have no class of their own
             raise ValueError(f"its tokenizer cannot be read: {error}") from error
         if (config.char_padding_id == PADDING) != (tokenizer.char_vocab is None):
             raise ValueError(

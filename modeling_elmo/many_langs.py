@@ -54,7 +54,7 @@ def is_many_langs(src: Path) -> bool:
         try:
             with zipfile.ZipFile(src) as archive:
                 return set(WEIGHTS) <= {PurePosixPath(name).name for name in archive.namelist()}
-        except (zipfile.BadZipFile, OSError):
+        except (zipfile.BadZipFile, OSError, UnicodeDecodeError):
             return False
     return False
 
@@ -74,8 +74,12 @@ def read_many_langs(src: Path) -> ManyLangsElmo:
             words = _read_dictionary(folder / "word.dic")
     if "char_emb_layer.embedding.weight" not in embedder:
         raise ConversionError(f"{src} has no characters, only a table of words: such models are not supported")
-    config = _config(embedder, encoder, options, chars, words)
-    state_dict = {**_word_encoder(embedder, config), **_lstm(encoder, config)}
+    try:
+        config = _config(embedder, encoder, options, chars, words)
+        _check_told(config, options["told"], src)
+        state_dict = {**_word_encoder(embedder, config), **_lstm(encoder, config)}
+    except (LookupError, TypeError, RuntimeError) as error:  # tensors that are not there or of other dimensions
+        raise ConversionError(f"{src}: its weights are not whole ({error}): get it again") from error
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
             raise ConversionError(f"{src}: {name} has NaN or infinite values: these weights are damaged")
@@ -113,6 +117,9 @@ def _hyperparameters(folder: Path) -> dict[str, Any]:
     for key, defaults in PUBLISHED.items():
         value = options.get(key, defaults)
         merged[key] = {**defaults, **value} if isinstance(defaults, dict) and isinstance(value, Mapping) else value
+        if isinstance(defaults, dict) and not isinstance(value, Mapping):
+            raise ConversionError(f"{folder / name}: {key} must be an object, not {value!r:.60}")
+    merged["told"] = options
     kinds = merged["token_embedder"]["name"], merged["encoder"]["name"]
     if kinds != ("cnn", "elmo"):
         raise ConversionError(f"{folder}: a model with token_embedder and encoder {kinds} is no ELMo: ('cnn', 'elmo')")
@@ -181,6 +188,24 @@ def _config(
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConversionError(f"no ELMo can be made of these files: {error}") from error
+
+
+def _check_told(config: ElmoConfig, told: Mapping[str, Any], src: Path):
+    """Raise a `ConversionError` where the file of hyperparameters has other sizes than the weights.
+
+    A damaged name among the weights would else make a smaller model.
+    """
+    embedder, encoder = told.get("token_embedder", {}), told.get("encoder", {})
+    for name, found, wanted in (
+        ("filters", config.cnn_filters, embedder.get("filters")),
+        ("n_highway", config.num_highway_layers, embedder.get("n_highway")),
+        ("char_dim", config.char_embedding_dim, embedder.get("char_dim")),
+        ("n_layers", config.num_hidden_layers, encoder.get("n_layers")),
+        ("dim", config.lstm_dim, encoder.get("dim")),
+        ("projection_dim", config.projection_dim, encoder.get("projection_dim")),
+    ):
+        if wanted is not None and wanted != found:
+            raise ConversionError(f"{src}: {name} should be {wanted}, but the weights say {found}: they are damaged")
 
 
 def _word_encoder(embedder: Mapping[str, Tensor], config: ElmoConfig) -> dict[str, Tensor]:

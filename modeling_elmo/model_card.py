@@ -23,7 +23,7 @@ CARD = """---
 # {name}
 
 An ELMo (embeddings from language models, [Peters et al. 2018](https://arxiv.org/abs/1802.05365)): a bidirectional
-LSTM language model that reads words as characters and gives each word vectors that depend on its context. It was
+LSTM language model that {reads} and gives each word vectors that depend on its context. It was
 {origin} [modeling_elmo](https://pypi.org/project/modeling-elmo). It loads with
 `transformers` alone.
 
@@ -33,7 +33,7 @@ LSTM language model that reads words as characters and gives each word vectors t
 {usage}
 ```
 
-The weights of the sum (`model.scalar_mix`) are equal at first and are meant to be learned with the task.
+{mix}
 
 `trust_remote_code=True` runs the Python files that lie beside the weights. From the Hub, also give each call the commit
 whose files you have read, `revision="<commit>"`, so that no later one runs.
@@ -52,6 +52,9 @@ write text or to judge facts.
 {citations}
 ```
 """
+
+NEW_MIX = "The weights of the sum (`model.scalar_mix`) are equal at first and are meant to be learned with the task."
+LEARNT_MIX = "The weights of the sum (`model.scalar_mix`) are those that were learned where these weights come from."
 
 USAGE = """import torch
 from transformers import AutoModel, AutoTokenizer
@@ -155,6 +158,8 @@ def converted_card(
     parameters: Mapping[str, int],
     source_format: str,
     source_files: Iterable[Path],
+    has_learnt_mix: bool = False,
+    has_vocabulary: bool = True,
     license: str | None = None,
     language: str | None = None,
 ) -> str:
@@ -164,6 +169,8 @@ def converted_card(
         config, repo_name, parameters, license, language: as for `model_card`.
         source_format: what the published files are, such as "ELMoForManyLangs".
         source_files: those files; they are read for their hashes.
+        has_learnt_mix: whether the weights of the sum came with them.
+        has_vocabulary: whether the words did that a softmax predicts.
     """
     files = table(["file", "bytes", "SHA-256"], map(source_row, source_files))
     has_byte_spelling = config.char_padding_id == PADDING
@@ -175,6 +182,8 @@ def converted_card(
         origin="converted from published weights by",
         sections={"Source": f"Files of {source_format}:\n\n{files}"},
         citations=[PETERS] if has_byte_spelling else [PETERS, CHE],
+        has_learnt_mix=has_learnt_mix,
+        has_vocabulary=has_vocabulary,
     )
 
 
@@ -186,6 +195,8 @@ def render(
     origin: str,
     sections: Mapping[str, str],
     citations: Iterable[str],
+    has_learnt_mix: bool = False,
+    has_vocabulary: bool = True,
 ) -> str:
     """What every card says, around what it says of one model."""
     usage = USAGE.format(
@@ -199,7 +210,9 @@ def render(
         metadata=metadata,
         name=name,
         origin=origin,
-        usage=usage + (LANGUAGE_MODEL_USAGE if "softmax" in parameters else ""),
+        usage=usage + (LANGUAGE_MODEL_USAGE if "softmax" in parameters and has_vocabulary else ""),
+        mix=LEARNT_MIX if has_learnt_mix else NEW_MIX,
+        reads="reads words as characters" if config.cnn_filters else "looks words up in a table",
         sections="\n\n".join(f"## {title}\n\n{text}" for title, text in {**architecture, **sections}.items()),
         citations="\n\n".join(citations),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,7 +36,7 @@ from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
 from .output_folder import OutputFolder
-from .processes import any_process, on_main
+from .processes import any_process, on_all, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
@@ -102,7 +102,8 @@ class Pretrainer:
                 # Else processes on a machine without a GPU would not find each other, and each train alone.
                 cpu=not torch.accelerator.is_available(),
                 mixed_precision=args.mixed_precision,
-                gradient_accumulation_steps=args.gradient_accumulation_steps,
+                # A plugin, for a bare number gives way to a variable of the environment.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
                 log_with=args.report_to or None,
                 project_dir=args.output_dir,
                 fsdp_plugin=fsdp_plugin(),
@@ -159,6 +160,7 @@ class Pretrainer:
         self.state: ElmoState | None = None
         self.losses_to_log: Tensor | None = None
         self.words_per_step = self.lanes.num_lanes * args.unroll_steps * args.gradient_accumulation_steps
+        self.words_beyond = 0  # of steps that an earlier run did with other batches
         self.max_steps = args.max_steps
         if self.max_steps < 0:
             self.max_steps = max(1, math.ceil(args.num_train_epochs * train.num_predictions / self.words_per_step))
@@ -166,7 +168,8 @@ class Pretrainer:
     def _set_up_model(self):
         args, accelerator = self.args, self.accelerator
         torch.manual_seed(args.seed)
-        model, self.has_new_softmax = make_model(args, self.text.tokenizer.lm_vocab_size)
+        # Folders may be there for some processes only.
+        model, self.has_new_softmax = on_all(accelerator, lambda: make_model(args, self.text.tokenizer.lm_vocab_size))
         if args.unigram_bias and (self.has_new_softmax or args.model_name_or_path is None):
             start_from_frequencies(model, self.text.frequencies())
         model.to(accelerator.device)
@@ -310,6 +313,7 @@ class Pretrainer:
             self.max_steps,
             self.words_per_step,
             self.text.train.num_predictions,
+            self.words_beyond,
         )
 
     def train(self) -> dict[str, float]:
@@ -441,7 +445,7 @@ class Pretrainer:
         lanes = self.state._asdict()
         if self.log.losses:
             lanes["losses"] = torch.stack(self.log.losses)
-        facts = self.facts()
+        facts = {**self.facts(), "words": self.step * self.words_per_step + self.words_beyond}
         if self.evaluated_at == self.step:
             facts["eval_loss"] = self.last_evaluation["eval_loss"]
 
@@ -461,11 +465,24 @@ class Pretrainer:
             self.args.save_total_limit,
         )
 
+    def _plan_the_rest(self, facts: dict[str, Any]):
+        """Where the steps that are done had other batches: as many steps as the text still needs."""
+        names = ("lanes", "unroll_steps", "gradient_accumulation_steps")
+        words = facts.get("words", facts["step"] * math.prod(facts[name] for name in names))
+        self.step, self.words_beyond = facts["step"], words - facts["step"] * self.words_per_step
+        if self.words_beyond and self.args.max_steps < 0:
+            left = self.args.num_train_epochs * self.text.train.num_predictions - words
+            self.max_steps = self.step + max(0, math.ceil(left / self.words_per_step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"]  # as before the first schedule
+            self.schedule = make_schedule(self.args, self.optimizer.optimizer, self.max_steps)
+
     def resume(self):
         """Go on from the checkpoint that the arguments name."""
         assert self.checkpoint is not None
         facts = read_facts(self.checkpoint)  # checked when it was found
         different = compare_facts(self.checkpoint, facts, self.facts(), self.args.resume_with_changes)
+        self._plan_the_rest(facts)
         try:
             weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)
             if self.is_sharded:
@@ -478,7 +495,6 @@ class Pretrainer:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.checkpoint} does not fit this model: {str(error)[:300]}") from error
-        self.step = facts["step"]
         if different & {"lanes", "text", "seed"}:
             # Other lanes start from zero states; the stream goes on behind the sentences that were taken before.
             taken = position.taken if "text" not in different else np.zeros_like(position.taken)
@@ -491,6 +507,9 @@ class Pretrainer:
         if self.is_main:
             changes = f"; other than it: {', '.join(sorted(different))}" if different else ""
             print(f"resumed from {self.checkpoint} at step {self.step}{changes}")
+            if self.words_beyond:
+                left = max(0, self.max_steps - self.step)
+                print(f"with these batches {left:,} steps of {self.words_per_step:,} words are left")
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -24,19 +24,26 @@ def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
     return answer[0]
 
 
-def on_all(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Call `action` in every process; the first exception that one of them raised is raised in all."""
-    trouble = None
+def on_all(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
+    """Call `action` in every process, which must not wait for others in it; its result. The first exception that one of
+    them raised is raised in all."""
+    answer, trouble = None, None
     try:
-        action()
+        answer = action()
     except Exception as error:
         trouble = error
-    troubles: list[Any] = [trouble]
-    if accelerator.num_processes > 1:
-        troubles = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(troubles, trouble)
-    for first in filter(None, troubles):
+    for first in filter(None, from_all(state, trouble)):
         raise first
+    return answer  # type: ignore[return-value]
+
+
+def from_all(state: Accelerator | PartialState, item: Any) -> list[Any]:
+    """What each process gave, in each process."""
+    items = [item]
+    if state.num_processes > 1:
+        items = [None] * state.num_processes
+        torch.distributed.all_gather_object(items, item)
+    return items
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

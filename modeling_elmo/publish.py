@@ -20,8 +20,10 @@ from huggingface_hub.utils import validate_repo_id
 from .commands import command_parser, run_command
 
 # Patterns of paths, in which `*` stands for folders too.
+# What models are made of; everything else may be somebody's own.
+TAKEN = [*("*.py", "*.json", "*.safetensors", "*.txt", "*.md", "*.png", "*.onnx", "*.onnx.data"), "LICENSE*"]
 LEFT_OUT = [
-    *("checkpoint-*", "unfinished-*", "_*", ".*", "*.tmp"),
+    *("checkpoint-*", "*/checkpoint-*", "unfinished-*", "_*", ".*", "*/.*", "*.tmp"),
     *("*.pt", "*.pkl", "training_args.bin"),  # pickles
     *("log.jsonl", "trainer_state.json", "runs/*", "tracker/*", "*.tfevents.*"),
     *("*predictions.*", "*null_odds.json"),  # they may quote texts of others
@@ -69,13 +71,17 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> st
         PublishError: a folder without a model, or what keeps it from being uploaded. The folder stays as it is.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise PublishError(f"{folder} is no finished folder: it has no config.json")
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise PublishError(f"{folder} is no finished folder: it needs a config.json and weights in *.safetensors")
     api = HfApi(library_name="modeling_elmo")
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo_id, folder_path=folder, ignore_patterns=list(LEFT_OUT), commit_message=f"Upload {folder.name}"
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(TAKEN),
+            ignore_patterns=list(LEFT_OUT),
+            commit_message=f"Upload {folder.name}",
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: of single files
         way_out = f"python -m modeling_elmo.publish {folder} {repo_id}{' --private' * bool(private)} tries again"

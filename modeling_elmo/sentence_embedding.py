@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pooling", default="mean", choices=POOLINGS, help="of words to a sentence; default mean")
     arguments = parser.parse_args(argv)
-    if arguments.layer != "scalar_mix" and not arguments.layer.lstrip("-").isdecimal():
+    if arguments.layer != "scalar_mix" and not arguments.layer.removeprefix("-").isdecimal():
         parser.error(f"--layer must be scalar_mix or the number of a layer, not {arguments.layer!r}")
 
     def run():

@@ -43,6 +43,7 @@ class TrainingLog:
         max_steps: where the bar ends.
         words_per_step: words that each direction predicts in a step, over all processes.
         words_per_epoch: words of the text.
+        words_beyond: by how many words the steps done before had more, or fewer, than `words_per_step` each.
 
     Raises:
         CheckpointError: the log cannot be written, as from any method that writes a line.
@@ -50,11 +51,11 @@ class TrainingLog:
 
     def __init__(
         self, accelerator: Accelerator, folder: Path, step: int, losses: Tensor | None, max_steps: int,
-        words_per_step: int, words_per_epoch: int,
+        words_per_step: int, words_per_epoch: int, words_beyond: int = 0,
     ):  # fmt: skip
         self.accelerator = accelerator
         self.file = folder / LOG_FILE
-        self.words_per_step, self.words_per_epoch = words_per_step, words_per_epoch
+        self.words_per_step, self.words_per_epoch, self.words_beyond = words_per_step, words_per_epoch, words_beyond
         self.losses = [] if losses is None else list(losses)  # of each batch since the last line, (2, lanes)
         self.first, self.started = step, time.monotonic()  # since when the speed is measured
         self.shown: dict[str, str] = {}
@@ -136,7 +137,7 @@ class TrainingLog:
 
     def write(self, step: int, **values: float):
         """Append a line, and tell the trackers. Called by every process."""
-        words = step * self.words_per_step
+        words = step * self.words_per_step + self.words_beyond
         line: dict[str, Any] = {"step": step, "epoch": round(words / self.words_per_epoch, 4), "words": words, **values}
 
         def append():

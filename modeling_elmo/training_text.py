@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .arguments import ArgumentsError, PretrainingArguments
 from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write, write_corpus
 from .lanes import TypeTable
-from .processes import on_main
+from .processes import from_all, on_all, on_main
 from .sentences import split_sentences
 from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
 from .tokenization_elmo import ElmoTokenizer
@@ -175,22 +175,29 @@ def check_size(args: PretrainingArguments, train: Corpus, validation: Corpus) ->
     )
 
 
+def _what_is_read(args: PretrainingArguments) -> tuple[ElmoTokenizer, list[str], list[str]]:
+    """The tokenizer, and the files to train on and to validate with."""
+    files, others = (find_files(patterns) if patterns else [] for patterns in (args.train_file, args.validation_file))
+    if args.text_column_name and files and not any(name.endswith(".parquet") for name in [*files, *others]):
+        raise ArgumentsError("text_column_name is for tables, and no file is one: their names end in .parquet")
+    return read_tokenizer(args), files, others
+
+
 def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
     """Tokenise or open the texts that the arguments name, and get or build the vocabulary.
 
     Raises:
         DataError, ArgumentsError: files, data sets, tokenizers or vocabularies that cannot be used.
     """
-    tokenizer = read_tokenizer(args)
+    tokenizer, files, others = on_all(accelerator, lambda: _what_is_read(args))
+    sizes = from_all(accelerator, [os.path.getsize(name) for name in [*files, *others]])
+    if differing := [number for number, of_process in enumerate(sizes) if of_process != sizes[0]]:
+        raise DataError(f"process {differing[0]} has other texts than process 0: give each machine the same files")
     hold_out = 0 if args.validation_file else HOLD_OUT_EVERY
-    files = find_files(args.train_file) if args.train_file else []
-    given = [*files, *(find_files(args.validation_file) if args.validation_file else [])]
-    if args.text_column_name and files and not any(name.endswith(".parquet") for name in given):
-        raise ArgumentsError("text_column_name is for tables, and no file is one: their names end in .parquet")
     folder = tokenised(args, files, tokenizer, hold_out, accelerator)
     train = Corpus(folder, TRAIN)
     if args.validation_file:
-        validation = Corpus(tokenised(args, find_files(args.validation_file), tokenizer, 0, accelerator))
+        validation = Corpus(tokenised(args, others, tokenizer, 0, accelerator))
     else:
         validation = Corpus(folder, HELD_OUT)
     check_size(args, train, validation)

@@ -164,6 +164,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"state": {n: tensor for n, tensor in WHOLE.items() if not n.endswith("parameters.2")}},
         r"lacks scalar_mix_0\.scalar_parameters\.2",
     ),
+    "nan_mix": (
+        {"state": WHOLE | {ELMO + "scalar_mix_0.gamma": torch.tensor([torch.nan])}},
+        r"4 finite numbers",
+    ),
+    "wide_mix": ({"state": WHOLE | {ELMO + "scalar_mix_0.gamma": torch.ones(2)}}, r"4 finite numbers"),
+    "borrowed": (
+        {"state": WHOLE | {LSTM + "x": torch.zeros(1).expand(10**5, 10**5)}},
+        r"no tensor with numbers of",
+    ),
+    "no_axis": (
+        {"state": WHOLE | {LSTM + "forward_layer_0.state_linearity.bias": torch.tensor(1.0)}},
+        r"not whole",
+    ),
     "options": ({"members": {FTA: changed(lstm__dim=8)}}, r"lstm\.dim is 8, but the tensors say 7"),
     "no_skip": ({"members": {FTA: changed(lstm__use_skip_connections=False)}}, r"use_skip_connections must be true"),
     "two_options": (

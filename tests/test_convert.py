@@ -107,9 +107,12 @@ def test_destination(legacy, tmp_path, dst, monkeypatch):
     dst.mkdir()
     convert_from_allennlp(legacy, dst)  # an empty folder is as good as none
     assert_refused(legacy, dst, r"not empty.*--overwrite")
-    (dst / "old").touch()
+    (dst / "char_vocab.json").touch()  # of another conversion
     convert_from_allennlp(legacy, dst, overwrite=True)
-    assert not (dst / "old").exists()
+    assert not (dst / "char_vocab.json").exists()
+    (dst / "thesis.tex").touch()
+    assert_refused(legacy, dst, r"does not look like an earlier result \(it has thesis\.tex\)", overwrite=True)
+    (dst / "thesis.tex").unlink()
 
     assert_refused(legacy, legacy, "holds what is to be converted", overwrite=True)
     assert_refused(legacy, tmp_path, "holds what is to be converted", overwrite=True)

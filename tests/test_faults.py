@@ -268,6 +268,26 @@ def test_another_batch_size_is_refused_unless_asked_for(folder, half, run, capsy
     assert [line["step"] for line in log_of(half) if "loss" in line] == [*range(1, 9)]
 
 
+def test_with_other_batches_the_text_is_read_as_often(folder, run, tmp_path, capsys):
+    """Epochs are epochs, whatever a step is; the log counts the words that were read."""
+    more = {"max_steps": -1, "num_train_epochs": 1, "save_steps": 4, "save_total_limit": 99, **NO_DROPOUT}
+    assert run(*flags(folder, tmp_path / "whole", **more)) == 0
+    lines = [line for line in log_of(tmp_path / "whole") if "loss" in line]
+    for lanes in (4, 16):
+        output = shutil.copytree(tmp_path / "whole", tmp_path / str(lanes))
+        for checkpoint in output.glob("checkpoint-*"):
+            if checkpoint.name != "checkpoint-4":
+                shutil.rmtree(checkpoint)
+        again = {**more, "per_device_train_batch_size": lanes, "resume_from_checkpoint": "last"}
+        assert run(*flags(folder, output, **again), "--resume_with_changes") == 0
+        after = [line for line in log_of(output) if "loss" in line]
+        assert after[-1]["epoch"] == pytest.approx(lines[-1]["epoch"], abs=lanes * 5 / lines[-1]["words"])
+        words = [line["words"] for line in after]
+        steps = [line["step"] for line in after]
+        assert words == sorted(words) and words[-1] == 4 * 8 * 5 + (steps[-1] - 4) * lanes * 5
+        assert "steps of" in capsys.readouterr().out
+
+
 def test_on_other_processes_the_lanes_go_on(folder, halfway, half, tmp_path):
     more = {"per_device_train_batch_size": 4, "resume_from_checkpoint": "last", "logging_steps": 1, **NO_DROPOUT}
     code, told = forked(flags(folder, half, **more), tmp_path / "told", 2)

@@ -121,8 +121,15 @@ def test_objects_push_themselves(hub, finished):
     assert files == {file.name: file.read_bytes() for file in finished.iterdir()} and set(files) > REMOTE_FILES
 
 
+def test_a_folder_without_weights_is_no_model(hub, finished, capsys):
+    for file in finished.glob("*.safetensors"):
+        file.unlink()
+    assert publish([str(finished), "me/empty"]) == 2
+    assert "needs a config.json and weights" in capsys.readouterr().err and "me/empty" not in hub.repositories
+
+
 def test_what_stays(hub, finished):
-    """Checkpoints, caches, logs, pickles and predictions; all else goes, folders too."""
+    """Checkpoints, caches, logs, pickles and predictions, and what is of no model; models go, folders too."""
     stays = [
         "checkpoint-10/model.safetensors",
         "unfinished-model/x",
@@ -139,6 +146,7 @@ def test_what_stays(hub, finished):
         "tracker/x",
     ]
     stays += ["test_predictions.tsv", "nbest_predictions.json", "null_odds.json"]
+    stays += ["train.csv", "secret.env", "id_rsa", "pytorch_model.bin", "sub/checkpoint-3/config.json", "sub/.hidden"]
     goes = ["curve.png", "summary.txt", "1_Pooling/config.json", "README.md"]
     before = {file.name for file in finished.iterdir()}
     for name in [*stays, *goes]:

@@ -145,3 +145,14 @@ def test_a_model_that_computes_otherwise_with_the_same_weights_has_a_cache_of_it
     another_head = make_classifier(head_dim=3, feature_dropout=0.1)
     another_head.elmo.load_state_dict(model.elmo.state_dict())
     assert LayerCache(tmp_path, model).folder == LayerCache(tmp_path, another_head).folder
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
+def test_a_damaged_index_is_made_anew(tokenizer, tmp_path, content):
+    cache = LayerCache(tmp_path, make_classifier())
+    cache.add([encode(tokenizer, SINGLE)])
+    (cache.folder / "index.npz").write_bytes(content)
+    again = LayerCache(tmp_path, cache.model)
+    assert not again.places
+    again.add([encode(tokenizer, SINGLE)])
+    assert torch.equal(again.look_up(encode(tokenizer, SINGLE)), cache.look_up(encode(tokenizer, SINGLE)))

@@ -175,10 +175,26 @@ def damage(folder: Path, how: str):
         torch.save(
             {name: tensor for name, tensor in state.items() if "backward_layer_1" not in name}, folder / "encoder.pkl"
         )
-    elif how == "lstm_embedder":
+    elif how in ("lstm_embedder", "no_encoder", "more_layers"):
         options = json.loads((folder / "cnn.json").read_text())
-        options["token_embedder"]["name"] = "lstm"
+        if how == "lstm_embedder":
+            options["token_embedder"]["name"] = "lstm"
+        elif how == "no_encoder":
+            options["encoder"] = None
+        else:
+            options["encoder"]["n_layers"] = 3
         (folder / "cnn.json").write_text(json.dumps(options))
+    elif how in ("highway_missing", "bias_missing", "no_axis"):
+        state = torch.load(folder / "token_embedder.pkl", weights_only=True)
+        if how == "no_axis":
+            state["convolutions.0.weight"] = torch.tensor(1.0)
+        lost = {"highway_missing": "highways._layers.1.", "bias_missing": "projection.bias", "no_axis": "?"}[how]
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(lost)}
+        torch.save(kept, folder / "token_embedder.pkl")
+    elif how == "truncated_as_of_old":
+        state = torch.load(folder / "encoder.pkl", weights_only=True)
+        torch.save(state, folder / "encoder.pkl", _use_new_zipfile_serialization=False)
+        (folder / "encoder.pkl").write_bytes((folder / "encoder.pkl").read_bytes()[:1500])
     elif how == "code":
         torch.save({"a": torch.zeros(1), "code": Path("evil")}, folder / "encoder.pkl")
 
@@ -194,6 +210,12 @@ def damage(folder: Path, how: str):
         ("nan", "NaN or infinite"),
         ("layer_missing", "the weights of the LSTMs are not whole"),
         ("lstm_embedder", r"\('lstm', 'elmo'\) is no ELMo"),
+        ("no_encoder", "cnn.json: encoder must be an object, not None"),
+        ("more_layers", "n_layers should be 3, but the weights say 2"),
+        ("highway_missing", "n_highway should be 2, but the weights say 1"),
+        ("bias_missing", "its weights are not whole"),
+        ("no_axis", "no ELMo can be made of these files"),
+        ("truncated_as_of_old", "encoder.pkl is damaged, or holds something else than tensors"),
         ("code", "encoder.pkl is damaged, or holds something else than tensors"),
     ],
 )

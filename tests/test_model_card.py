@@ -169,3 +169,19 @@ def test_code_runs_as_written(tmp_path, tiny_config, kind):
     assert shape == "torch.Size([2, 11, 12])"
     assert layers == "3"
     assert kind == "converted" or 1 < float(*perplexity) < 40
+
+
+def test_a_converted_card_tells_what_came_along(tiny_config):
+    tiny_config.lm_vocab_size = 3
+    facts: dict = {
+        "repo_name": "x",
+        "parameters": {"softmax": 3},
+        "source_format": "TF-Hub",
+        "source_files": [],
+    }
+    card = converted_card(tiny_config, **facts)
+    assert "are equal at first" in card and "AutoModelForPreTraining" in card and "reads words as characters" in card
+    card = converted_card(tiny_config, **facts, has_learnt_mix=True, has_vocabulary=False)
+    assert "are those that were learned" in card and "AutoModelForPreTraining" not in card
+    table = ElmoConfig(cnn_filters=[], word_vocab_size=9, lm_vocab_size=3, lstm_dim=4, projection_dim=2)
+    assert "looks words up in a table" in converted_card(table, **facts)
