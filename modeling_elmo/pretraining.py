@@ -142,7 +142,13 @@ class Pretrainer:
         self.stopped_by: int | None = None
         on_main(self.accelerator, self.folder.clear)
         if args.report_to:
-            self.accelerator.init_trackers("tracker", config={k: str(v) for k, v in args.changed().items()})
+            on_all(self.accelerator, self._start_trackers)
+
+    def _start_trackers(self):
+        try:
+            self.accelerator.init_trackers("tracker", config={k: str(v) for k, v in self.args.changed().items()})
+        except Exception as error:  # whatever a tracker raises that is not set up
+            raise ArgumentsError(f"{', '.join(self.args.report_to)} cannot be started: {error}") from error
 
     def _set_up_lanes(self):
         args, processes = self.args, self.accelerator.num_processes

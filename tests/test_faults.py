@@ -270,7 +270,7 @@ def test_another_batch_size_is_refused_unless_asked_for(folder, half, run, capsy
 
 def test_with_other_batches_the_text_is_read_as_often(folder, run, tmp_path, capsys):
     """Epochs are epochs, whatever a step is; the log counts the words that were read."""
-    more = {"max_steps": -1, "num_train_epochs": 1, "save_steps": 4, "save_total_limit": 99, **NO_DROPOUT}
+    more = {"max_steps": -1, "num_train_epochs": 0.25, "save_steps": 4, "save_total_limit": 99, **NO_DROPOUT}
     assert run(*flags(folder, tmp_path / "whole", **more)) == 0
     lines = [line for line in log_of(tmp_path / "whole") if "loss" in line]
     for lanes in (4, 16):

@@ -265,6 +265,14 @@ def test_a_vocabulary_of_another_text_is_told(run, folder, tmp_path, capsys):
     assert "is this the vocabulary of this text" in capsys.readouterr().out
 
 
+def test_a_tracker_that_cannot_start(run, folder, tmp_path, capsys):
+    assert run(*flags(folder, tmp_path / "out", save_steps=4)) == 0
+    (tmp_path / "out" / "tracker").touch()  # where its folder should be
+    again = flags(folder, tmp_path / "out", report_to="tensorboard", resume_from_checkpoint="last", max_steps=9)
+    assert run(*again) == 2
+    assert "tensorboard cannot be started" in capsys.readouterr().err
+
+
 def test_control_c_before_the_first_step(run, folder, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
