@@ -34,10 +34,12 @@ from modeling_elmo.arguments import ArgumentsError, flag
 from modeling_elmo.finetuning import (
     FinetuningArguments,
     Task,
+    config_with_head,
+    labels_of,
     load_task_model,
 )
 from modeling_elmo.finetuning_report import confusion_table, run_script
-from modeling_elmo.loading import load_config, load_tokenizer
+from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.sentence_tasks import (
     GLUE,
     SentenceData,
@@ -99,12 +101,12 @@ def read_data(name: str, args: GlueArguments) -> SentenceData:
 
 def known_labels(args: GlueArguments) -> list[str] | None:
     """The labels of a model that is a classifier already; an empty list if it gives a number."""
-    config: Any = load_config(str(args.model_name_or_path))
-    if args.features == "random" or ElmoForSequenceClassification.__name__ not in (config.architectures or []):
+    config = config_with_head(ElmoForSequenceClassification, str(args.model_name_or_path))
+    if config is None or args.features == "random":
         return None
     if config.num_labels == 1 or config.problem_type == "regression":
         return []
-    names = [config.id2label[number] for number in range(config.num_labels)]
+    names = labels_of(config)
     # Those that transformers gives by itself say nothing of what the ids mean: new ones may take their place.
     return None if args.do_train and all(name.startswith("LABEL_") for name in names) else names
 

@@ -37,10 +37,12 @@ from modeling_elmo.finetuning import (
     ElmoTrainer,
     FinetuningArguments,
     Task,
+    config_with_head,
+    labels_of,
     load_task_model,
 )
 from modeling_elmo.finetuning_report import aligned, run_script
-from modeling_elmo.loading import load_config, load_tokenizer
+from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.tagging import (
     NO_LABEL,
     Columns,
@@ -111,10 +113,8 @@ def read_data(args: NerArguments) -> Splits:
 
 def known_labels(name: str) -> list[str] | None:
     """The labels of a model that is a tagger already."""
-    config: Any = load_config(name)
-    if ElmoForTokenClassification.__name__ not in (config.architectures or []):
-        return None
-    return [config.id2label[number] for number in range(config.num_labels)]
+    config = config_with_head(ElmoForTokenClassification, name)
+    return None if config is None else labels_of(config)
 
 
 def collate(tokenizer: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,7 +19,7 @@ from modeling_elmo.commands import run_command
 from modeling_elmo.embed import embed
 from modeling_elmo.embedding_files import EmbeddingError
 from modeling_elmo.finetuning_report import aligned
-from modeling_elmo.tables import FILE_TYPES, read_table_file
+from modeling_elmo.tables import is_table, read_table_file
 from modeling_elmo.text_files import DataError, ReadingReport, find_files, read_lines
 
 
@@ -87,7 +86,7 @@ def read_texts(file: str, column: str | None) -> list[str]:
     Raises:
         `DataError`: a file that cannot be read or has no texts, or a table without its column.
     """
-    if set(Path(file).name.lower().split(".")[1:]) & set(FILE_TYPES):
+    if is_table(file):
         if column is None:
             raise DataError(f"{file} is a table: name its column of texts with --column")
         (texts,) = read_columns(file, [column])

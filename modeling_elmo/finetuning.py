@@ -24,6 +24,7 @@ from transformers.utils import logging
 from .allennlp_format import listing
 from .arguments import ArgumentsError, flag
 from .commands import whole_file
+from .configuration_elmo import ElmoConfig
 from .layer_cache import LayerCache
 from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
@@ -157,6 +158,18 @@ class FinetuningArguments(TrainingArguments):
         if self.features != "elmo":
             options["feature_layers"] = [0]
         return {**options, "freeze_bilm": not self.finetune_bilm}
+
+
+def config_with_head(model_class: type[ElmoTaskModel], name: str) -> ElmoConfig | None:
+    """The config of a model that was fine-tuned with this head before; `None` for any other ELMo."""
+    config = load_config(name)
+    return config if model_class.__name__ in (config.architectures or []) else None
+
+
+def labels_of(config: ElmoConfig) -> list[str]:
+    """The names of a model's labels, in the order of their ids."""
+    names: Any = config.id2label
+    return [names[number] for number in range(len(names))]
 
 
 def load_task_model(model_class: type[ElmoTaskModel], args: FinetuningArguments, **options: Any) -> ElmoTaskModel:
@@ -401,8 +414,8 @@ def _trained(trainer: ElmoTrainer, checkpoint: str | None) -> Metrics:
 
 def _of_labels(metrics: Metrics, split: str) -> Metrics:
     """Without the loss, if it is that of labels which are not known, as nothing but times beside it tells."""
-    scores = [name for name in metrics if not name.endswith(SPEEDS)]
-    return {name: value for name, value in metrics.items() if scores != [f"{split}_loss"] or name not in scores}
+    times = {name: value for name, value in metrics.items() if name.endswith(SPEEDS)}
+    return times if metrics.keys() - times.keys() == {f"{split}_loss"} else metrics
 
 
 @dataclass

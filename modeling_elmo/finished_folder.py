@@ -14,14 +14,16 @@ from .language_model import ElmoForPreTraining
 from .model_card import count_parameters, model_card
 from .output_folder import LOG_FILE
 from .reporting import plot_curve
+from .tokenization_elmo import ElmoTokenizer
 from .training_text import Text
 
 
-def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor]):
-    """Weights, configuration and code."""
+def write_model(folder: Path, config: ElmoConfig, weights: dict[str, Tensor], tokenizer: ElmoTokenizer):
+    """Weights, configuration, code and tokenizer."""
     with torch.device("meta"):  # the model that was trained may be of another class: sharded ones are
         model = ElmoForPreTraining(config)
     model.save_pretrained(folder, state_dict=dict(weights))  # transformers empties what it is given
+    tokenizer.save_pretrained(folder)
 
 
 def source_of(args: PretrainingArguments) -> str | list[str]:
@@ -52,8 +54,7 @@ def write_finished_folder(
     unfinished = folder / f"{UNFINISHED}model"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_model(unfinished, config, weights)
-        text.tokenizer.save_pretrained(unfinished)
+        write_model(unfinished, config, weights, text.tokenizer)
         card = model_card(
             config,
             repo_name=args.hub_model_id or folder.resolve().name,

@@ -454,16 +454,11 @@ class Pretrainer:
         facts = {**self.facts(), "words": self.step * self.words_per_step + self.words_beyond}
         if self.evaluated_at == self.step:
             facts["eval_loss"] = self.last_evaluation["eval_loss"]
-
-        def write_usable_model(folder: Path):
-            write_model(folder, self.config, weights)
-            self.text.tokenizer.save_pretrained(folder)
-
         save_checkpoint(
             self.accelerator,
             self.output_dir,
             self.step,
-            write_usable_model,
+            lambda folder: write_model(folder, self.config, weights, self.text.tokenizer),
             optimizer_state,
             lanes,
             self.position,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from .tables import FILE_TYPES, read_table_file
+from .tables import is_table, read_table_file
 from .text_files import DataError
 
 Metrics = dict[str, float]
@@ -94,7 +94,7 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
         if not folder.is_dir():
             there = sorted(path.name for path in Path(data_dir).iterdir()) if Path(data_dir).is_dir() else []
             raise DataError(f"--data_dir {data_dir} has no folder {name!r}; it has {', '.join(there) or 'nothing'}")
-        paths = sorted(path for path in folder.iterdir() if set(path.name.split(".")) & set(FILE_TYPES))
+        paths = sorted(path for path in folder.iterdir() if is_table(path.name))
         files = {path.name.split(".")[0]: str(path) for path in paths if path.name.split(".")[0] in SPLITS}
         if not files:
             raise DataError(f"{folder} has no files such as train.jsonl.gz and validation.jsonl.gz")
@@ -133,16 +133,14 @@ def prepare(
                 raise DataError(f"{split} has no column {column!r}; its columns are {', '.join(table.column_names)}")
     labels = {split: _labels(table, label_column, split, spec.label_names) for split, table in tables.items()}
     names = _label_names(tables, labels, spec, label_column, known)
+    to_id: Callable[[str | None, str], float] = _to_number if names is None else _id_of(names, known is not None)
+    hidden = {None, "-1"} - set(names or ())  # how test data hide them
     prepared = {}
     for split, table in tables.items():
         texts = list(zip(*(_strings(table, column, split) for column in columns), strict=True))
         rows: dict[str, list[Any]] = {"texts": [list(row) for row in texts]}
         rows["length"] = [sum(len(text.split()) for text in row) for row in texts]
-        hidden = {None, "-1"} - set(names or ())  # how test data hide them
         if not split.startswith("test") or not set(labels[split]) <= hidden:
-            to_id: Callable[[str | None, str], float] = (
-                _to_number if names is None else _id_of(names, known is not None)
-            )
             rows["labels"] = [to_id(value, f"{split}, row {row}") for row, value in enumerate(labels[split])]
         prepared[split] = Dataset.from_dict(rows)
     validation = {split: table for split, table in prepared.items() if split.startswith("validation")}

@@ -18,6 +18,11 @@ TSV = {"delimiter": "\t"}
 PLAIN_TSV = {**TSV, "quoting": csv.QUOTE_NONE}
 
 
+def is_table(name: str) -> bool:
+    """Whether a file's name is that of a table, compressed or not."""
+    return ending_of(name)[1:] in FILE_TYPES
+
+
 def read_table_file(name: str) -> Dataset:
     """The rows of a file, also compressed (.gz, .bz2, .xz, .zst). In those of csv and tsv every cell is text, as it
     stands there.

@@ -19,12 +19,12 @@ from transformers.utils import logging
 
 from .crf import tag_scheme
 from .tables import read_table_file
-from .text_files import SPLIT_NAMES, DataError, ReadingReport, read_lines
+from .text_files import SPLIT_NAMES, DataError, ReadingReport, ending_of, read_lines
 
 logger = logging.get_logger(__name__)
 
 Metrics = dict[str, float]
-TABLES = {"json", "jsonl", "parquet"}
+TABLES = {".json", ".jsonl", ".parquet"}
 NO_LABEL = -100
 
 
@@ -101,10 +101,10 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     """
     if not os.path.isfile(name):
         raise DataError(f"{name} is no file")
-    endings = set(Path(name).name.lower().split(".")[1:])
-    if endings & TABLES:
+    ending = ending_of(name)
+    if ending in TABLES:
         return read_table(read_table_file(name), columns, name, needs_tags)
-    if "csv" in endings:
+    if ending == ".csv":
         raise DataError(f"{name}: write a word a line, then a tab and its tag; or make a .jsonl or .parquet table")
     sentences = list(_sentences_of_rows(name))
     width = len(sentences[0][1][0]) if sentences else 2
