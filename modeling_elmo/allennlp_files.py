@@ -35,7 +35,7 @@ from .allennlp_format import (
 from .archives import is_archive, unpacked
 from .configuration_elmo import ElmoConfig
 from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoint
-from .vocabulary import words_of
+from .vocabulary import last_lines_count, words_of
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SAVED_MODEL = "saved_model.pb"
@@ -183,13 +183,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_legacy_vocabulary(path: Path) -> list[str]:
-    """Words of a UTF-8 file, plain or gzipped, one a line; word k is row k of a word table and class k of the LM."""
+    """Words of a UTF-8 file, plain or gzipped, one a line; word k is row k of a word table and class k of the LM. Of a
+    word on several lines the last one counts, as in bilm-tf; the others keep their places under other names."""
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConversionError(f"{path} cannot be read as a vocabulary in UTF-8, one word a line ({error})") from error
-    return words_of(text)
+    words = words_of(text)
+    if renamed := last_lines_count(words):
+        again = words[next(iter(renamed))]
+        text = f"{path}: {len(renamed)} words have a later line, too, which counts, as in bilm-tf; such as {again!r}"
+        warnings.warn(text, ConversionWarning, stacklevel=3)
+    return [renamed.get(place, word) for place, word in enumerate(words)]
 
 
 @contextmanager

@@ -148,6 +148,8 @@ class ElmoModel(ElmoPreTrainedModel):
 
     Stateless and deterministic: a text has the same vectors alone, in any batch and in any order. State is an
     argument and an output. Pairs are encoded as two separate texts, since the model never saw two in one.
+    Where nothing but the mix is trained, there is no dropout in training mode either, as in AllenNLP; freeze it before
+    `train()`.
 
     Args:
         config: an `ElmoConfig`.
@@ -160,6 +162,18 @@ class ElmoModel(ElmoPreTrainedModel):
         self.lstm = ElmoLstm(config)
         self.scalar_mix = ElmoScalarMix(config) if add_scalar_mix else None
         self.post_init()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing but the mix is trained, adapters included."""
+        parts = (self.word_encoder, self.lstm)
+        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and self.is_frozen:
+            self.lstm.eval()
+        return self
 
     def get_input_embeddings(self) -> nn.Embedding:
         encoder = self.word_encoder

@@ -72,13 +72,7 @@ class ElmoTaskModel(ElmoPreTrainedModel):
     @property
     def bilm_is_frozen(self) -> bool:
         """Whether nothing in the biLM is trained, adapters included."""
-        return not any(parameter.requires_grad for parameter in self.elmo.parameters())
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if mode and self.bilm_is_frozen:
-            self.elmo.eval()
-        return self
+        return self.elmo.is_frozen
 
     def bilm_layers(
         self,

@@ -27,9 +27,17 @@ def read_vocabulary(path: str | os.PathLike) -> list[str]:
 
 
 def words_of(text: str) -> list[str]:
-    """The lines of a vocabulary. Only line feeds end a line: words may contain U+2028 and other separators."""
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    """The lines of a vocabulary without white space around them, as bilm-tf read it. Only line feeds end a line: words
+    may contain U+2028 and other separators."""
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     return [line for line in lines if line != END_OF_LEGACY_VOCABULARY]
+
+
+def last_lines_count(words: Sequence[str]) -> dict[int, str]:
+    """For words on several lines, of which the last one counts in bilm-tf: new names, which no text holds, for the
+    lines before, by their places."""
+    last = {word: place for place, word in enumerate(words)}
+    return {place: f"{word} <line {place + 1}>".strip() for place, word in enumerate(words) if last[word] != place}
 
 
 def number_words(words: Sequence[str], source: str) -> dict[str, int]:
@@ -54,7 +62,7 @@ def number_words(words: Sequence[str], source: str) -> dict[str, int]:
     if (unwritable := next((word for word in words if word and not _is_line(word)), None)) is not None:
         raise ValueError(
             f"{source}: the word {unwritable!r} cannot be a line of a file: it contains a line break or half a "
-            f"surrogate pair, or is {END_OF_LEGACY_VOCABULARY}"
+            f"surrogate pair, has white space around it, or is {END_OF_LEGACY_VOCABULARY}"
         )
     return ids
 
@@ -89,6 +97,6 @@ def read_dictionary(path: str | os.PathLike | None) -> dict[str, int] | None:
 
 def _is_line(word: str) -> bool:
     """Whether a file keeps the word."""
-    if word in ("", END_OF_LEGACY_VOCABULARY) or "\n" in word or "\r" in word:
+    if word in ("", END_OF_LEGACY_VOCABULARY) or "\n" in word or "\r" in word or word != word.strip():
         return False
     return word.isascii() or not any("\ud800" <= character <= "\udfff" for character in word)

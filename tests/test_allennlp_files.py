@@ -30,6 +30,7 @@ from numpy_reference import elmo_layers
 
 from modeling_elmo import ElmoModel
 from modeling_elmo.allennlp_files import LegacyFiles, read_allennlp
+from modeling_elmo.allennlp_format import ConversionWarning
 from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
@@ -149,9 +150,18 @@ def test_values_of_other_files_are_not_taken(legacy, tmp_path, dst):
         assert_refused(legacy, dst, "'CNN_proj/b_proj' takes its values from other files")
 
 
+def test_of_a_word_on_several_lines_the_last_one_counts(legacy, dst):
+    """And white space around a word is none of it: so bilm-tf read its vocabularies."""
+    (legacy / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe\nthe \ncat\t\n\u00a0dog\n", encoding="utf-8")
+    with pytest.warns(ConversionWarning, match="1 words have a later line, too, .* such as 'the'"):
+        convert_from_allennlp(legacy, dst)
+    tokenizer = ElmoTokenizer.from_pretrained(dst)
+    assert tokenizer.lm_vocab_size == 7
+    assert tokenizer.lm_ids(["<UNK>", "the", "cat", "dog"]).tolist() == [2, 4, 5, 6]
+
+
 def test_bad_vocabularies(legacy, dst):
     for content, message in [
-        (b"<S>\n</S>\n<UNK>\nthe\nthe\n", r"vocab\.txt is no vocabulary.*'the' occurs 2 times.*--vocab"),
         (b"the\ncat\n", r"missing: <S> </S> <UNK>.*giving only --options and --weights"),
         (b"\xff\n", r"vocab\.txt cannot be read as a vocabulary in UTF-8"),
         (b"\x1f\x8b\x00", r"vocab\.txt cannot be read as a vocabulary"),

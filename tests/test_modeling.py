@@ -430,6 +430,25 @@ def test_dropout_only_in_training():
     assert torch.equal(model.eval()(ids, mask).scalar_mix, expected)
 
 
+@pytest.mark.parametrize("trained", ["lstm.layers.0.weight_ih", "word_encoder.projection.weight", None])
+def test_no_dropout_where_only_the_mix_is_trained(trained):
+    """As AllenNLP's `Elmo(requires_grad=False)` has none, also within a user's module; one weight or adapter is enough
+    for it to be training."""
+    model = make_model(dropout=0.5).requires_grad_(False)
+    model.scalar_mix.requires_grad_(True)
+    if trained:
+        model.get_parameter(trained).requires_grad_(True)
+    ids, mask = pad(make_texts(model, [4, 7]))
+    expected = model(ids, mask).scalar_mix
+    torch.nn.ModuleList([model]).train()
+    assert model.training and model.scalar_mix.training
+    output = model(ids, mask).scalar_mix
+    assert output.equal(expected) == (trained is None)
+    output.sum().backward()
+    assert model.scalar_mix.weights.grad.any()
+    assert model.eval()(ids, mask).scalar_mix.equal(expected)
+
+
 def test_no_gradients_without_grad_mode():
     model = make_model()
     (text,) = make_texts(model, [4])

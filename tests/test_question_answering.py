@@ -257,7 +257,7 @@ def test_loss_has_the_pull_of_both_mixes_in_training_only():
 @pytest.mark.parametrize("head", HEADS)
 def test_what_is_trained(freeze, head):
     model = make_reader(head=head, freeze_bilm=freeze).train()
-    assert model.elmo.training is not freeze
+    assert model.elmo.lstm.training is not freeze
     positions = torch.tensor([5, 0, 7, 0])
     model(**make_batch(model), start_positions=positions, end_positions=positions).loss.backward()
     for name, parameter in model.named_parameters():

@@ -172,7 +172,7 @@ def test_what_is_trained(freeze, tmp_path):
     model.save_pretrained(tmp_path)
     for trained in (model, ElmoForSequenceClassification.from_pretrained(tmp_path)):
         trained.train()
-        assert trained.elmo.training is not freeze
+        assert trained.elmo.lstm.training is not freeze
         trained(**make_pairs(trained, [(3, 2), (2, 2)]), labels=torch.tensor([0, 2])).loss.backward()
         for name, parameter in trained.named_parameters():
             assert (parameter.grad is None) == (freeze and name.startswith("elmo.")), name

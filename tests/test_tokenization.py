@@ -488,6 +488,14 @@ def test_without_vocabulary(tmp_path):
     assert ElmoTokenizer.from_pretrained(tmp_path).lm_vocab_size == 0
 
 
+def test_white_space_around_a_word_is_none_of_it(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("<S> \n</S>\t\n<UNK>\r\nthe \nthe\u2028dog\n", encoding="utf-8", newline="")
+    assert ElmoTokenizer(vocab_file=path).lm_vocab == ["<S>", "</S>", "<UNK>", "the", "the\u2028dog"]
+    with pytest.raises(ValueError, match=r"'the ' cannot be a line of a file: .* has white space around it"):
+        ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", "the "])
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
