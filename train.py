@@ -33,8 +33,9 @@ from transformers.utils import logging
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
 from modeling_elmo.freed_memory import keep_freed_memory
-from modeling_elmo.pretraining import Pretrainer, Stopped
+from modeling_elmo.pretraining import Pretrainer
 from modeling_elmo.publish import PublishError, check_destination, publish
+from modeling_elmo.stopping import Stopped
 from modeling_elmo.text_files import DataError
 
 

@@ -15,6 +15,11 @@ from transformers import HfArgumentParser
 
 T = TypeVar("T")
 
+# Those of transformers that need nothing but steps: others want a metric, or arguments of their own.
+SCHEDULES = [
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+]  # fmt: skip
+
 
 class ArgumentsError(ValueError):
     """A user's mistake on the command line or in a recipe; the message names it and the way out."""
@@ -24,7 +29,7 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
     """Arguments from `[RECIPE] --flag value ...`: the recipe's values replace the defaults, flags replace both.
 
     Raises:
-        ArgumentsError: an unknown flag, a recipe that cannot be read, or a key in it that is no flag.
+        ArgumentsError: an unknown flag, a recipe that cannot be read or is not in front, a key in it that is no flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(cast(Any, dataclass_type), description=description, allow_abbrev=False)
@@ -37,7 +42,7 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
             # A value from the recipe serves where a flag would be required.
             action.required = action.required and action.dest not in recipe
     try:
-        arguments, *_, unknown = parser.parse_args_into_dataclasses(
+        arguments, *rest, unknown = parser.parse_args_into_dataclasses(
             argv, look_for_args_file=False, return_remaining_strings=True
         )
     except ArgumentsError:
@@ -46,6 +51,8 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         raise ArgumentsError(" ".join(str(error).split())) from error
     if unknown:
         raise ArgumentsError(f"unknown argument {unknown[0]!r}{hint_for(unknown[0].lstrip('-'), dataclass_type)}")
+    if rest and rest[0].recipe not in (None, argv[0]):
+        raise ArgumentsError(f"{rest[0].recipe!r} is the value of no flag; a recipe comes before all flags")
     return arguments
 
 
@@ -60,14 +67,18 @@ def read_recipe(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         recipe = yaml.safe_load(text)  # JSON is YAML too
+        node: Any = yaml.compose(text, yaml.SafeLoader)
+        keys = [key.value for key, _ in node.value] if isinstance(recipe, dict) else []
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentsError(f"cannot read the recipe {path!r}: {error}") from error
     except yaml.YAMLError as error:
-        raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {error}") from error
+        raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if recipe is None:
         return {}
     if not isinstance(recipe, dict):
         raise ArgumentsError(f"the recipe {path!r} must hold lines of the form 'key: value'")
+    if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+        raise ArgumentsError(f"the recipe {path!r} gives {twice[0]!r} more than once")
     return recipe
 
 
@@ -177,7 +188,7 @@ class PretrainingArguments:
     adam_beta2: float = flag(0.99, "AdamW's second beta")
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon")
     weight_decay: float = flag(0.0, "AdamW's weight decay")
-    lr_scheduler_type: str = flag("constant", "any schedule of transformers: constant, linear, cosine, ...")
+    lr_scheduler_type: str = flag("constant", f"a schedule of transformers: {', '.join(SCHEDULES)}")
     warmup_steps: float = flag(0.0, "steps in which the learning rate rises from 0; below 1: a share of all steps")
     max_grad_norm: float = flag(10.0, "global norm at which gradients are clipped; 0: never")
     unigram_bias: bool = flag(
@@ -186,7 +197,9 @@ class PretrainingArguments:
     scale_loss_by_unroll_steps: bool = flag(
         True, "multiply the loss by unroll_steps before the gradient, as the original"
     )
-    mixed_precision: str = flag("no", "autocast to this type", choices=["no", "bf16", "fp16"])
+    mixed_precision: str | None = flag(
+        None, "autocast to this type; default: as accelerate launch says, or no", choices=["no", "bf16", "fp16"]
+    )
     gradient_checkpointing: bool = flag(False, "less memory for more time")
     seed: int = flag(42, "of the initial weights, the order of sentences, dropout and negatives")
     # Watching and keeping
@@ -204,7 +217,9 @@ class PretrainingArguments:
         "'auto': that, or start if there is none",
     )
     resume_with_changes: bool = flag(
-        False, "resume although text, batch or processes differ: lanes go on where they can, and start anew if not"
+        False,
+        "resume although text, batch, processes, rates or model differ, with those of now: lanes go on where they can, "
+        "and start anew if not",
     )
     overwrite_output_dir: bool = flag(False, "delete what an earlier run left in output_dir")
     # Model card and Hub
@@ -225,16 +240,24 @@ class PretrainingArguments:
             "save_steps": 0,
             "eval_steps": 0,
             "freeze_bilm_steps": 0,
+            "max_grad_norm": 0,
             "seed": 0,
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if self.seed >= 2**63:
-            raise ArgumentsError(f"seed must be less than 2 to the power of 63, not {self.seed}")
         for name in ("learning_rate", "muon_learning_rate", "num_train_epochs", "initial_accumulator_value"):
             if not getattr(self, name) > 0:
                 raise ArgumentsError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            limit = 2**63 if isinstance(value, int) or item.name in ("num_train_epochs", "warmup_steps") else math.inf
+            if isinstance(value, int | float) and not abs(value) < limit:  # a comparison with NaN is false
+                raise ArgumentsError(f"{item.name} must be less than {limit:g}, not {value}")
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise ArgumentsError(
+                f"lr_scheduler_type must be one of {', '.join(SCHEDULES)}, not {self.lr_scheduler_type!r}"
+            )
         if not 0 <= self.state_reset_probability <= 1:
             raise ArgumentsError(f"state_reset_probability must be in [0, 1], not {self.state_reset_probability}")
         if self.vocab_size is not None and self.vocab_size < 4:

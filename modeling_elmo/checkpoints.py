@@ -99,7 +99,7 @@ def save_checkpoint(
         ) from error
     if accelerator.is_main_process:
         try:
-            delete_old(folder, keep, step)
+            delete_old(folder, keep)
         except OSError as error:  # the run can go on, and all processes do
             print(f"an older checkpoint could not be deleted: {error}")
     return target
@@ -127,14 +127,22 @@ def _sync(path: Path):
         os.close(descriptor)
 
 
-def delete_old(folder: Path, keep: int, step: int):
-    """Delete all checkpoints but the last `keep` up to `step` and the one of these with the lowest `eval_loss`.
+def give_up_behind(folder: Path, step: int):
+    """Delete the checkpoints behind `step`, which would pass for the last ones of a run that is taken up again there.
 
-    One behind `step` is left of a run that was taken up again at an earlier checkpoint: it would pass for the last one.
+    Raises:
+        CheckpointError: one cannot be deleted.
     """
-    for path in checkpoints_of(folder):
-        if _step_of(path) > step:
-            _delete(path)
+    try:
+        for path in checkpoints_of(folder):
+            if _step_of(path) > step:
+                _delete(path)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints behind step {step} cannot be given up: {error}") from error
+
+
+def delete_old(folder: Path, keep: int):
+    """Delete all checkpoints but the last `keep` and the one with the lowest `eval_loss`."""
     *_, last = all_checkpoints = checkpoints_of(folder)
     losses = {}
     for path in all_checkpoints:
@@ -171,6 +179,8 @@ def _find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
             print(f"{error}; trying the one before")
         else:
             return checkpoint
+    if damaged := checkpoints_of(output_dir):
+        raise CheckpointError(f"none of the checkpoints in {output_dir} is whole: delete {damaged[-1].name} and so on")
     if wanted == "auto":
         return None
     raise CheckpointError(f"{output_dir} has no whole checkpoint to resume from: leave --resume_from_checkpoint out")
@@ -203,21 +213,21 @@ def compare_facts(checkpoint: Path, facts: dict[str, Any], now: dict[str, Any], 
     Args:
         checkpoint: its folder, for the message.
         facts: of the checkpoint.
-        now: of this run; only its keys are compared.
+        now: of this run; what one of both does not know is not compared.
         may_differ: the user asked for it. Optimizer and vocabulary must be the same even so.
 
     Raises:
         CheckpointError: they differ and must not.
     """
-    different = {name for name, value in now.items() if facts.get(name) != value}
+    different = {name for name, value in now.items() if name in facts and facts[name] != value}
     for name in sorted(different):
         change = f"{checkpoint} was written with {name} = {facts.get(name)}, but now it is {now[name]}"
         if name in ("optim", "vocabulary"):
             raise CheckpointError(f"{change}: its values do not fit; start a new run with --model_name_or_path instead")
         if not may_differ:
             raise CheckpointError(
-                f"{change}: resume with the same text, batch and number of processes, say --resume_with_changes to go "
-                "on as well as can be, or start a new run"
+                f"{change}: resume with what it was written with, say --resume_with_changes to go on as well as can "
+                "be, or start a new run"
             )
     return different
 

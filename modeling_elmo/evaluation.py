@@ -51,8 +51,8 @@ def evaluate(
     forward, backward = (sums[:2].sum(1) / sums[2].sum()).tolist()
     if not (forward < HIGHEST_LOSS and backward < HIGHEST_LOSS):  # a comparison with NaN is false
         raise FloatingPointError(
-            f"the validation loss became {forward:g} forward and {backward:g} backward: lower the learning rate; "
-            "--resume_from_checkpoint last goes on from the last checkpoint"
+            f"the validation loss became {forward:g} forward and {backward:g} backward: lower the learning rate, and "
+            "go on with --resume_from_checkpoint last --resume_with_changes"
         )
     return {
         "eval_loss": (forward + backward) / 2,

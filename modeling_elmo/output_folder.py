@@ -12,8 +12,12 @@ from .checkpoints import UNFINISHED
 
 LOCK_FILE = ".lock"
 LOG_FILE = "log.jsonl"
-# What every run leaves, as patterns: a folder with none of these was written by something else.
-LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*/stream.safetensors", f"{UNFINISHED}*", "tracker")
+# What a killed run leaves half-done, and what every run leaves, as patterns: a folder with none of these was written by
+# something else.
+HALF_DONE = tuple(f"{UNFINISHED}{name}" for name in ("checkpoint-*", "old-checkpoint-*", "model", LOG_FILE))
+LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*/stream.safetensors", "tracker", *HALF_DONE)
+# What a run that goes on, or begins where others have left such things, would delete or replace.
+REPLACED = ("checkpoint-*", "config.json", "*.safetensors*", "tokenizer*", "vocab.txt", "README.md")
 
 
 class OutputFolder:
@@ -40,15 +44,22 @@ class OutputFolder:
             ArgumentsError: it holds something else, another run is writing into it, or it cannot be written into; or
                 it is to be overwritten and is no run's, or holds what this run reads.
         """
-        if (self.path.exists() and not self.path.is_dir()) or (
-            self._files_of_other_runs() and not (self.resumes or self.overwrite)
-        ):
+        if self.path.exists() and not self.path.is_dir():
+            raise ArgumentsError(f"{self.path} is a file: output_dir is a folder, so choose another name")
+        found = self._files_of_other_runs()
+        if found and not (self.resumes or self.overwrite):
             raise ArgumentsError(
                 f"{self.path} is not empty: choose another output_dir, go on with --resume_from_checkpoint last, or "
                 "delete what is there with --overwrite_output_dir"
             )
-        if self.overwrite and not self.resumes:
-            self._check_that_a_run_is_deleted()
+        lost = self._files(REPLACED) if self.resumes else found
+        if lost and not self._files(LEFT_BY_RUNS):
+            raise ArgumentsError(
+                f"{self.path} has files such as {lost[0].name} but no {LOG_FILE}, so no run left them, and this one "
+                "would delete or replace them: choose another output_dir, or empty the folder yourself"
+            )
+        if found and not self.resumes:
+            self._check_that_nothing_read_is_deleted()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
@@ -57,15 +68,9 @@ class OutputFolder:
         except OSError as error:
             raise ArgumentsError(f"cannot write into {self.path}: {error}") from error
 
-    def _check_that_a_run_is_deleted(self):
-        found = self._files_of_other_runs()
-        if found and not any(any(self.path.glob(pattern)) for pattern in LEFT_BY_RUNS):
-            raise ArgumentsError(
-                f"{self.path} has files such as {found[0].name} but no {LOG_FILE}, so no run left them, and "
-                "--overwrite_output_dir would delete them: choose another output_dir, or empty the folder yourself"
-            )
+    def _check_that_nothing_read_is_deleted(self):
         read = [path for pattern in self.read for path in glob.glob(pattern, recursive=True) or [pattern]]
-        for path in read if found else ():
+        for path in read:
             if Path(path).resolve().is_relative_to(self.path.resolve()):
                 raise ArgumentsError(
                     f"--overwrite_output_dir would delete {path}, which this run reads: choose another output_dir"
@@ -78,9 +83,8 @@ class OutputFolder:
             ArgumentsError: something cannot be deleted.
         """
         try:
-            for path in self._files_of_other_runs():
-                if not self.resumes or path.name.startswith(UNFINISHED):
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path in self._files(HALF_DONE) if self.resumes else self._files_of_other_runs():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             raise ArgumentsError(f"cannot delete what is in {self.path}: {error}") from error
 
@@ -89,6 +93,9 @@ class OutputFolder:
         if self.lock.is_locked:
             Path(self.lock.lock_file).unlink(missing_ok=True)
             self.lock.release()
+
+    def _files(self, patterns: Iterable[str]) -> list[Path]:
+        return [path for pattern in patterns for path in self.path.glob(pattern)]
 
     def _files_of_other_runs(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != LOCK_FILE] if self.path.is_dir() else []

@@ -4,9 +4,9 @@ All randomness is a function of the seed and the step: the order of sentences, t
 processes) and dropout (another one in each). So a run that is resumed goes on exactly as it would have.
 """
 
+import dataclasses
 import math
 import os
-import signal
 import time
 import warnings
 from collections.abc import Generator
@@ -26,28 +26,42 @@ from .checkpoints import (
     CheckpointError,
     compare_facts,
     find_checkpoint,
+    give_up_behind,
     load_checkpoint,
     read_facts,
     save_checkpoint,
 )
+from .configuration_elmo import ElmoConfig
 from .evaluation import evaluate, to_device
 from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
 from .output_folder import OutputFolder
-from .processes import any_process, on_all, on_main
+from .processes import on_all, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
 from .sharding import fsdp_plugin, is_sharded, load_whole_state, prepare_sharded, whole_state
+from .stopping import Stopped, StopSignals
 from .text_files import DataError
 from .training_log import TrainingLog
-from .training_model import make_model, make_optimizer, make_schedule, start_from_frequencies
+from .training_model import (
+    load_schedule,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    rates_kept,
+    start_from_frequencies,
+)
 from .training_text import read_text
 
-# Several processes ask each other so often whether one was told to stop.
-STEPS_BETWEEN_STOP_CHECKS = 5
+# Arguments that a run must keep to go on exactly.
+KEPT = (
+    "unroll_steps", "gradient_accumulation_steps", "optim", "seed", "learning_rate", "muon_learning_rate",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm",
+    "scale_loss_by_unroll_steps", "state_reset_probability", "freeze_bilm_steps",
+)  # fmt: skip
 # Batches that are made while a GPU works. On a processor the model itself has all threads.
 BATCHES_AHEAD = 3
 MANY_UNKNOWN = 0.5  # share of a text's words from which on its vocabulary is likely to be that of another
@@ -55,14 +69,6 @@ MANY_UNKNOWN = 0.5  # share of a text's words from which on its vocabulary is li
 
 # Arguments of the model on the host, the negatives of each direction, and the position behind the batch.
 HostBatch = tuple[dict[str, Tensor], tuple[Negatives, Negatives] | None, Position]
-
-
-class Stopped(Exception):
-    """The run was told to stop by a signal, and has saved a checkpoint."""
-
-    def __init__(self, signal_number: int, message: str):
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 def seed_of(*numbers: int) -> int:
@@ -95,7 +101,6 @@ class Pretrainer:
     """
 
     def __init__(self, args: PretrainingArguments):
-        self.args = args
         self.output_dir = Path(args.output_dir)
         try:
             self.accelerator = Accelerator(
@@ -112,6 +117,9 @@ class Pretrainer:
             )
         except (ImportError, ValueError) as error:
             raise ArgumentsError(f"Accelerate cannot be set up: {error}") from error
+        if self.accelerator.mixed_precision != "no":  # as `accelerate launch` says
+            args = dataclasses.replace(args, mixed_precision=self.accelerator.mixed_precision)
+        self.args = args
         check_launch(self.accelerator)
         missing = set(args.report_to) - {"all", *map(str, self.accelerator.log_with)}
         if missing:
@@ -139,7 +147,6 @@ class Pretrainer:
         self.last_evaluation: dict[str, float] = {}
         self.evaluated_at = -1
         self.gradient_bytes = 0
-        self.stopped_by: int | None = None
         on_main(self.accelerator, self.folder.clear)
         if args.report_to:
             on_all(self.accelerator, self._start_trackers)
@@ -180,7 +187,8 @@ class Pretrainer:
             start_from_frequencies(model, self.text.frequencies())
         model.to(accelerator.device)
         if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # Transformers 5.17 knows the older name only.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         self.config, self.sampler = model.config, model.sampler
         self.is_sharded = is_sharded(accelerator)  # then the softmax is, too, with its gradient
         model.lm_head.sparse = self.is_sparse = model.sampler is not None and not self.is_sharded
@@ -337,11 +345,10 @@ class Pretrainer:
             self.start_log()
             stack.callback(self.batches.close)
             stack.callback(self.log.bar.close)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            stops = stack.enter_context(StopSignals(self.accelerator, self.step, self.max_steps))
             self.model.train()
             while self.step < self.max_steps:
-                self._step_and_look()
+                self._step_and_look(stops)
             if not self.last_evaluation:  # resumed behind the last step
                 self.evaluate()
             self.finish()
@@ -353,26 +360,21 @@ class Pretrainer:
         self.accelerator.end_training()
         return self.last_evaluation
 
-    def _on_signal(self, number: int, _frame: Any):
-        if self.stopped_by is not None:  # the second time: at once
-            raise KeyboardInterrupt
-        self.stopped_by = number
-
-    def _step_and_look(self):
+    def _step_and_look(self, stops: StopSignals):
         """One step, and what is due behind it."""
         args, learning_rate = self.args, self.schedule.get_last_lr()[0]
         norm = self.optimizer_step()
         self.log.bar.update()
         is_last = self.step == self.max_steps
-        must_stop = self._is_told_to_stop()
+        told_to_stop = stops.came_by(self.step)
         evaluates = is_last or (args.eval_steps and self.step % args.eval_steps == 0)
-        saves = must_stop or (args.save_steps and (is_last or self.step % args.save_steps == 0))
+        saves = told_to_stop or (args.save_steps and (is_last or self.step % args.save_steps == 0))
         if self.step % args.logging_steps == 0 or evaluates or saves:
             self.log.check(self.step, args.gradient_accumulation_steps)
         if (is_last or saves) and self.accelerator.scaler is None and not norm.isfinite():  # a scaler skips such steps
             raise FloatingPointError(
                 f"the gradient of step {self.step} has a norm of {float(norm):g} although the loss is a number: lower "
-                "the learning rate; --resume_from_checkpoint last goes on from the last checkpoint"
+                "the learning rate, and go on with --resume_from_checkpoint last --resume_with_changes"
             )
         if self.step % args.logging_steps == 0 or is_last:
             self.log.training_line(self.step, learning_rate=learning_rate, **self.measures(norm))
@@ -382,18 +384,8 @@ class Pretrainer:
         if saves:
             self.save()
         self.log.pause(pause)
-        if must_stop:
-            number = self.stopped_by or signal.SIGTERM
-            raise Stopped(
-                number,
-                f"stopped by {signal.Signals(number).name} at step {self.step}; --resume_from_checkpoint last goes on",
-            )
-
-    def _is_told_to_stop(self) -> bool:
-        several = self.accelerator.num_processes > 1
-        if several and self.step % STEPS_BETWEEN_STOP_CHECKS and self.step != self.max_steps:
-            return False
-        return any_process(self.accelerator, self.stopped_by is not None)
+        if told_to_stop:
+            raise Stopped(told_to_stop, self.step)
 
     def measures(self, norm: Tensor) -> dict[str, float]:
         """What is worth watching beside the loss."""
@@ -420,15 +412,15 @@ class Pretrainer:
 
     def facts(self) -> dict[str, Any]:
         """What must be the same for a run to go on exactly."""
+        config = self.config.to_dict()
         return {
             "text": self.text.train.folder.name,
             "vocabulary": self.text.vocabulary_hash(),
             "lanes": self.lanes.num_lanes,
             "processes": self.accelerator.num_processes,
-            "unroll_steps": self.args.unroll_steps,
-            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "optim": self.args.optim,
-            "seed": self.args.seed,
+            "mixed_precision": self.accelerator.mixed_precision,
+            **{name: getattr(self.args, name) for name in KEPT},
+            **{f"config.{name}": value for name, value in config.items() if name in ElmoConfig.__annotations__},
         }
 
     def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -486,16 +478,19 @@ class Pretrainer:
         self._plan_the_rest(facts)
         try:
             weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)
-            if self.is_sharded:
-                load_whole_state(self.model, self.optimizer, weights, optimizer_state["optimizer"])
-            else:
-                self.accelerator.unwrap_model(self.model).load_state_dict(weights)
-                self.optimizer.load_state_dict(optimizer_state["optimizer"])
-            self.schedule.load_state_dict(optimizer_state["schedule"])
+            with rates_kept(self.optimizer):
+                if self.is_sharded:
+                    load_whole_state(self.model, self.optimizer, weights, optimizer_state["optimizer"])
+                else:
+                    self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+                    self.optimizer.load_state_dict(optimizer_state["optimizer"])
+            load_schedule(self.schedule, optimizer_state["schedule"])
             if self.accelerator.scaler is not None and "scaler" in optimizer_state:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{self.checkpoint} does not fit this model: {str(error)[:300]}") from error
+            told = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.checkpoint} does not fit this model: {told}") from error
+        on_main(self.accelerator, lambda: give_up_behind(self.output_dir, self.step))
         if different & {"lanes", "text", "seed"}:
             # Other lanes start from zero states; the stream goes on behind the sentences that were taken before.
             taken = position.taken if "text" not in different else np.zeros_like(position.taken)

@@ -46,8 +46,9 @@ def from_all(state: Accelerator | PartialState, item: Any) -> list[Any]:
     return items
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is true in any process."""
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Whether each of `flags` is true in any process."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+        return list(flags)
+    counts = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
+    return (counts > 0).tolist()

@@ -104,7 +104,7 @@ class TrainingLog:
                 f"the loss became {forward:g} forward and {backward:g} backward in batch "
                 f"{batch % batches_per_step + 1} of step {step - (len(means) - 1 - batch) // batches_per_step}: lower "
                 "the learning rate, or look at that batch; nothing was saved since the last checkpoint, from which "
-                "--resume_from_checkpoint last goes on"
+                "--resume_from_checkpoint last --resume_with_changes goes on"
             )
 
     def training_line(self, step: int, **values: float):

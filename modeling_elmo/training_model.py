@@ -1,13 +1,15 @@
 """What is trained, and by what: the model that the arguments name, its optimizer and schedule."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from .arguments import ArgumentsError, PretrainingArguments
@@ -111,8 +113,26 @@ def make_optimizer(args: PretrainingArguments, model: ElmoForPreTraining) -> Opt
     return MuonAdamW([{"params": others}, muon], muon_dtype=muon_dtype, **options)
 
 
-def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LRScheduler:
+def make_schedule(args: PretrainingArguments, optimizer: Optimizer, max_steps: int) -> LambdaLR:
     """The course of the learning rate over `max_steps`."""
     warmup = math.ceil(args.warmup_steps * (max_steps if args.warmup_steps < 1 else 1))
     name = "constant_with_warmup" if args.lr_scheduler_type == "constant" and warmup else args.lr_scheduler_type
     return get_scheduler(name, optimizer, warmup, max_steps)
+
+
+@contextmanager
+def rates_kept(optimizer: Any) -> Iterator[None]:
+    """Leave rates and other numbers of an optimizer as they are while its state is loaded."""
+    kept = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    yield
+    for group, numbers in zip(optimizer.param_groups, kept, strict=True):
+        group.update(numbers)
+
+
+def load_schedule(schedule: LambdaLR, state: dict[str, Any]):
+    """Put a schedule where another one was, which may have had other rates."""
+    schedule.load_state_dict({**state, "base_lrs": schedule.base_lrs})
+    rates = [rate * at(schedule.last_epoch) for rate, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    schedule._last_lr = rates
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from legacy_files import (
     ABSENT,
     OPTIONS,
@@ -22,7 +23,7 @@ from legacy_files import (
 from numpy_reference import character_rows, elmo_layers
 
 from modeling_elmo import ElmoModel
-from modeling_elmo.allennlp_format import ConversionWarning
+from modeling_elmo.allennlp_format import ConversionWarning, to_datasets
 from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
@@ -123,6 +124,14 @@ def test_another_forget_bias_is_folded_in(tmp_path, tiny_config):
     rows = character_rows(SENTENCES[0], 50)
     expected = elmo_layers(read_hdf5(tmp_path / "legacy" / "weights.hdf5"), options, rows)
     np.testing.assert_allclose(layers_of(model, rows), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_that_are_written_stay_as_they_are(tiny_config):
+    tiny_config.forget_bias = 0.0
+    state_dict = ElmoModel(tiny_config, add_scalar_mix=False).state_dict()
+    before = {name: tensor.clone() for name, tensor in state_dict.items()}
+    to_datasets(state_dict, tiny_config)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_dict.items())
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {

@@ -39,6 +39,14 @@ def test_a_recipe_may_hold_what_is_required(tmp_path):
     assert parse(path).output_dir == "out"
 
 
+def test_a_recipe_stands_in_front(tmp_path):
+    path = recipe(tmp_path, "max_steps: 3\n")
+    assert parse(path, *NEEDED).max_steps == 3
+    for argv in ([*NEEDED, path], ["--output_dir", "out", path, "--train_file", "a.txt"]):
+        with pytest.raises(ArgumentsError, match=r"recipe.yaml' is the value of no flag; a recipe comes before"):
+            parse(*argv)
+
+
 def test_recipes_may_be_json(tmp_path):
     (tmp_path / "r.json").write_text('{"max_steps": 3}')
     assert parse(str(tmp_path / "r.json"), *NEEDED).max_steps == 3
@@ -52,6 +60,7 @@ def test_the_recipes_of_the_project_can_be_read(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("seed: 1\nmax_steps: 2\nseed: 3\n", "gives 'seed' more than once"),
         ("learning_rat: 1\n", "unknown key 'learning_rat' .* did you mean 'learning_rate'"),
         ("qqqqq: 1\n", "unknown key 'qqqqq' .* --help"),
         ("learning_rate: fast\n", "learning_rate .* must be a number"),

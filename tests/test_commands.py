@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import modeling_elmo
-from modeling_elmo.commands import new_folder
+from modeling_elmo.commands import new_folder, run_command
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
 COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -28,6 +28,26 @@ def test_it_starts_as_a_module_and_tells_how_it_is_used(command, monkeypatch, ca
 
 def test_there_are_commands():
     assert {"convert", "embed", "perplexity", "publish"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (MemoryError(), 2, "error: there is not enough memory"),
+        (OSError("a\nb"), 2, "error: a b"),
+        (LookupError("mine"), 2, "error: mine"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+    ids=repr,
+)
+def test_mistakes_end_with_a_line_and_a_code(error, code, told, capsys):
+    def run():
+        raise error
+
+    assert run_command(run, LookupError) == code
+    assert capsys.readouterr().err == f"{told}\n"
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0, LookupError)
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -219,6 +219,12 @@ def test_what_the_splitters_let_through_stays_aligned(write, odd):
 # --- kept between runs ------------------------------------------------------------------------------------------------
 
 
+def test_another_layout_is_another_corpus(monkeypatch):
+    before = corpus.key_of(content="same")
+    monkeypatch.setattr(corpus, "FORMAT", corpus.FORMAT + 1)
+    assert corpus.key_of(content="same") != before
+
+
 def test_a_corpus_is_written_once(write, tmp_path):
     calls = []
 
@@ -313,6 +319,11 @@ FILES = ["train/words.bin", "train/starts.bin", "train/counts.bin", "rows.bin", 
 def test_a_damaged_corpus_names_its_folder(write, name):
     folder = write(TEXT)
     file = folder / name
+    if name != "corpus.json":
+        file.write_bytes((content := file.read_bytes()) + b"\n")
+        with pytest.raises(DataError, match="delete that folder"):
+            Corpus(folder)
+        file.write_bytes(content)
     file.write_bytes(file.read_bytes()[:-1])
     if name == "corpus.json":
         file.write_bytes(file.read_bytes()[:-10])

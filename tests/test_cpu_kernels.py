@@ -119,10 +119,11 @@ def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702], ids=oct)
+def test_a_folder_that_others_can_write_to_is_not_trusted(mode, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     cache.mkdir()
-    cache.chmod(0o777)
+    cache.chmod(mode)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     assert cpu_kernels.cell_kernels(torch.float32) is not None

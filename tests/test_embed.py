@@ -18,8 +18,8 @@ from training_runs import forked
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
 from modeling_elmo.char_rows import PADDING
-from modeling_elmo.embed import batches, distinct_batch, embed, main, windows
-from modeling_elmo.embedding_files import EmbeddingError, read_parts
+from modeling_elmo.embed import batches, distinct_batch, embed, main, pool, windows
+from modeling_elmo.embedding_files import EmbeddingError, fingerprint_of_tokenizer, read_parts
 
 LINES = [
     "Don't panic!",
@@ -246,7 +246,7 @@ def test_hdf5_in_allennlps_layout(layers, dims, folder, corpus, tmp_path, model,
         assert file["0"].dtype == np.float32 and file["0"].ndim == dims
         assert_same([file[str(number)][...] for number in range(len(LINES))], expected)
         index = json.loads(file["sentence_to_index"][0])
-    assert index["Don't panic!"] == "0" and index["naïve " * 29 + "naïve"] == "3" and len(index) == len(set(LINES))
+    assert index == {" ".join(line.split()): str(number) for number, line in enumerate(LINES)}  # of equals the last
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.hdf5"], "no parts are left"
 
 
@@ -295,6 +295,32 @@ def test_other_settings_or_input_are_not_mixed_in(folder, corpus, tmp_path, caps
     assert "--overwrite" in capsys.readouterr().err
     assert run(folder, corpus, output, "--overwrite") == 0
     assert len(read_parquet(output)) == len(LINES) + 1
+
+
+@pytest.mark.parametrize("name", ["notes", "vectors.hdf5"])
+def test_what_is_no_output_of_the_command_is_not_overwritten(name, folder, corpus, tmp_path, capsys):
+    output = tmp_path / name
+    mine = (tmp_path / f".{name}.parts" if name.endswith("hdf5") else output) / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("not to be lost")
+    assert run(folder, corpus, output, "--overwrite") == 2
+    assert "holds other files" in capsys.readouterr().err and mine.read_text() == "not to be lost"
+
+
+def test_another_vocabulary_of_word_inputs_is_another_tokenizer():
+    words = ["<S>", "</S>", "<UNK>", "a", "b"]
+    one, same, other = (
+        ElmoTokenizer(vocab=vocab, word_inputs=True) for vocab in (words, words, [*words[:3], "b", "a"])
+    )
+    assert fingerprint_of_tokenizer(one) == fingerprint_of_tokenizer(same) != fingerprint_of_tokenizer(other)
+    # Rows of characters are the same whatever the softmax predicts.
+    one, other = (ElmoTokenizer(vocab=vocab) for vocab in (words, [*words[:3], "b", "a"]))
+    assert fingerprint_of_tokenizer(one) == fingerprint_of_tokenizer(other)
+
+
+def test_means_of_half_precision_are_exact():
+    vectors = torch.tensor([[1.0], [1.0078125]], dtype=torch.bfloat16)  # neighbours: what is between is no bfloat16
+    assert pool(vectors, "mean").tolist() == [1.00390625]
 
 
 def test_a_changed_model_is_another_setting(folder, corpus, tmp_path, capsys):

@@ -122,6 +122,14 @@ def test_the_command_writes_a_file_that_onnxruntime_runs(folder, written, capsys
     assert export.main([str(folder), str(file)]) == 2 and "--overwrite" in capsys.readouterr().err
 
 
+def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(export, "LARGEST_FILE", 0)
+    assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--check"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elmo.onnx", "elmo.onnx.data"]
+    assert "largest difference to torch" in capsys.readouterr().out
+
+
 def test_check_finds_a_difference(folder, written):
     model, tokenizer = ElmoModel.from_pretrained(folder), ElmoTokenizer.from_pretrained(folder)
     assert export.check(model, tokenizer, written[0], rounds=1)["difference"] < 1e-6

@@ -16,6 +16,7 @@ from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
+from modeling_elmo.finetuning_report import confusion_table
 
 WORDS = ["the", "cat", "sat", "on", "mats"]
 WIDER = {**TINY, "cnn_filters": [[1, 16], [2, 32], [3, 32]], "projection_dim": 16}
@@ -402,6 +403,19 @@ def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"  # what is not of a run stays
+
+
+def test_rows_of_the_confusion_table_are_the_right_labels():
+    table = [line.split() for line in confusion_table([0, 0, 1], [0, 1, 1], ["a", "b"]).splitlines()]
+    assert table[2:] == [["a", "1", "1", "2"], ["b", "0", "1", "1"]]
+
+
+def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path):
+    """Else the newest would be one of the earlier run, and "last" would go on from it."""
+    kept = {"load_best_model_at_end": "false", "save_total_limit": 9}
+    for epochs in (2, 1):
+        assert run(num_train_epochs=epochs, overwrite_output_dir="true", **kept) == 0
+        assert len(list((tmp_path / "out").glob("checkpoint-*"))) == epochs
 
 
 def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys, caplog):

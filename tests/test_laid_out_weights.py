@@ -14,6 +14,7 @@ from modeling_elmo import ElmoConfig, ElmoModel, lstm_ops, products
 from modeling_elmo.lstm import ElmoLstmLayer
 from modeling_elmo.products import keeps_layout
 from modeling_elmo.recurrence_kernel import recurrence_kernel
+from modeling_elmo.weight_changes import LaidOutWeights, fingerprint_of
 
 SIZES = [6, 6, 4, 1]  # texts that run at each step
 
@@ -106,6 +107,23 @@ def test_a_changed_weight_is_laid_out_anew(change, name):
     after = outputs_of(layer)
     assert (after - before).abs().max() > 0.01
     torch.testing.assert_close(after, without_layout(layer), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_rows_that_change_places_are_seen():
+    """The sums of a large weight's bits stay what they were, but torch counts the change."""
+    weight = nn.Parameter(torch.randn(64, 64))
+    before = fingerprint_of([weight])
+    assert fingerprint_of([weight]) == before
+    weight[:2] = weight[:2].flip(0)
+    assert fingerprint_of([weight]) != before
+
+
+def test_each_form_is_laid_out_by_itself():
+    """A layer may run by the kernel in C and by products, which want its weights in another form each."""
+    weights, kept = [nn.Parameter(torch.randn(2, 8, 4))], LaidOutWeights()
+    forms = {"one": lambda weights: "one", "other": lambda weights: "other"}
+    assert [kept.look_up(weights, forms[name]) for name in ("one", "other", "one")] == ["one", "other", "one"]
 
 
 def test_training_gives_the_memory_back(layouts, form):

@@ -107,6 +107,15 @@ def test_an_epoch_of_many_groups_has_each_sentence_once(corpus_of, monkeypatch, 
     assert epochs[0] != epochs[1] != epochs[2] != sentences
 
 
+def test_groups_are_shuffled_in_orders_of_their_own(corpus_of, monkeypatch):
+    monkeypatch.setattr(lanes, "SENTENCES_IN_RUN", 7)
+    monkeypatch.setattr(lanes, "RUNS_IN_GROUP", 1)
+    corpus = corpus_of([f"s{i}" for i in range(70)])
+    read = sentences_of(corpus, read_windows(Lanes(corpus, 1, seed=0), [2 * 70 + 1]), FORWARD)
+    orders = [tuple(int(sentence[1:]) % 7 for sentence in read[at : at + 7]) for at in range(0, 70, 7)]
+    assert len(set(orders)) > 5
+
+
 def test_all_sentences_of_an_epoch_are_shared_out_among_the_lanes(corpus_of):
     sentences = [f"s{i}" for i in range(60)]
     corpus = corpus_of(sentences)

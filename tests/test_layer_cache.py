@@ -1,10 +1,12 @@
 """The cache of layers: what it gives is what the model computes, whatever is asked again, added later or cut off."""
 
 import pickle
+import threading
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from test_modeling import assert_close
 from test_sequence_classification import make_classifier
 
@@ -76,6 +78,29 @@ def test_a_cache_that_was_cut_off_goes_on(tokenizer, tmp_path):
     cache.add([pairs])
     assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
     assert (cache.folder / "layers.bin").stat().st_size == cache.num_bytes
+
+
+def test_a_cache_that_lost_data_is_made_anew(tokenizer, tmp_path):
+    model = make_classifier()
+    cache, single = LayerCache(tmp_path, model), encode(tokenizer, SINGLE)
+    cache.add([single])
+    with open(cache.folder / "layers.bin", "r+b") as file:
+        file.truncate(cache.num_bytes - 1)
+    cache = LayerCache(tmp_path, model)
+    cache.add([single])
+    assert_close(cache.look_up(single), model.bilm_layers(**single)[0])
+
+
+def test_one_process_adds_at_a_time(tokenizer, tmp_path):
+    """Else both would write at the same place."""
+    cache, single = LayerCache(tmp_path, make_classifier()), encode(tokenizer, SINGLE)
+    thread = threading.Thread(target=cache.add, args=([single],), daemon=True)
+    with FileLock(cache.folder / "lock"):
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not cache.num_bytes
+    thread.join()
+    assert cache.num_bytes
 
 
 def test_another_bilm_has_a_folder_of_its_own(tokenizer, tmp_path):

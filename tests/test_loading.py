@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from finetuning_runs import change_weights, save_pretrained
+from transformers.utils import logging
 
 from modeling_elmo import (
     ElmoConfig,
@@ -15,7 +16,6 @@ from modeling_elmo import (
     ElmoModel,
     embed,
     export,
-    loading,
     warm_state,
 )
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments
@@ -105,9 +105,16 @@ def test_a_head_may_be_new_and_a_bilm_never(tmp_path, tiny_config, caplog):
     assert not caplog.records
 
 
-def test_verbosity_is_as_before(folder):
-    before = loading.logging.get_verbosity()
-    load_tokenizer(str(folder))
-    with pytest.raises(LoadingError):
-        load_tokenizer(str(folder / "nowhere"))
-    assert loading.logging.get_verbosity() == before
+def test_what_transformers_tells_is_as_loud_as_before(folder, tmp_path):
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_info()
+        load_encoder(str(folder))
+        load_tokenizer(str(folder))
+        assert logging.get_verbosity() == logging.INFO
+        for load in (load_encoder, load_tokenizer):
+            with pytest.raises(LoadingError):
+                load(str(tmp_path / "nowhere"))
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)

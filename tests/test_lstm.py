@@ -321,6 +321,25 @@ def test_kernels_keep_numbers_that_are_not_finite():
     assert layers[0][0, [0, 2]].isfinite().all() and layers[0][1].isfinite().all()
 
 
+@pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "whole layer"])
+def test_what_comes_in_stays_as_it_was(path, monkeypatch):
+    """States and gradients may be others' too: autograd hands one tensor to all that a sum is made of."""
+    choose_path(monkeypatch, path)
+    lstm, lengths = make_lstm(torch.float32, num_hidden_layers=1), [5, 3]
+    streams, state = make_inputs(lstm, lengths, torch.float32)
+    packing = packing_of(streams, lengths)
+    inputs = [streams.flatten(1, 2)[:, packing.forward_index], packing.batch_sizes, state.hidden[0], state.cell[0]]
+    kept = [tensor.clone() for tensor in (inputs[0], *inputs[2:])]
+    with torch.no_grad():
+        lstm.layers[0](*inputs)
+    results = lstm.layers[0](*inputs)
+    assert_all_close([inputs[0], *inputs[2:]], kept, rtol=0, atol=0)
+    gradients = [torch.randn_like(result) for result in results]
+    kept = [gradient.clone() for gradient in gradients]
+    torch.autograd.grad(results, list(lstm.parameters()), gradients)
+    assert_all_close(gradients, kept, rtol=0, atol=0)
+
+
 def test_clips_are_reached_in_these_tests():
     lstm = make_lstm(cell_clip=0.5, proj_clip=0.4)
     streams, state = make_inputs(lstm, [40] * 5)

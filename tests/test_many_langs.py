@@ -240,6 +240,16 @@ def test_without_its_hyperparameters_those_of_the_published_models_are_taken(tmp
     assert (config.lstm_dim, config.projection_dim, config.forget_bias, config.word_vocab_size) == (11, 6, 0, 10)
 
 
+def test_a_clip_of_0_is_none(tmp_path):
+    folder = write_model(tmp_path / "original")
+    options = json.loads((folder / "cnn.json").read_text())
+    options["encoder"] |= {"cell_clip": 0, "proj_clip": 0.0}
+    (folder / "cnn.json").write_text(json.dumps(options))
+    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    config = ElmoModel.from_pretrained(tmp_path / "ours").config
+    assert config.cell_clip is None and config.proj_clip is None
+
+
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path, capsys):
     folder = write_model(tmp_path / "original")
     (tmp_path / "cnn.json").write_text(json.dumps({"token_embedder": {"name": "lstm"}}))

@@ -366,6 +366,20 @@ def test_half_precision_is_close(dtype, tolerance):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in half.parameters())
 
 
+@torch.no_grad()
+def test_a_state_in_half_precision_is_carried_on_without_a_loss():
+    """The forward direction over two pieces is bit by bit that over the whole: the cell stays float32 between them."""
+    model = make_model().to(torch.bfloat16)
+    (text,) = make_texts(model, [24])
+    whole = model(text[None]).last_hidden_state[..., :6]
+    state, pieces = None, []
+    for piece in text.split(4):
+        output = model(piece[None], state=state)
+        state = output.state
+        pieces.append(output.last_hidden_state[..., :6])
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 50), (3, 0, 50), (0, 0, 50)], ids=str)
 def test_nothing_in_nothing_out(shape):
     model = make_model()

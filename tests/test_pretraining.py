@@ -7,17 +7,18 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from tokenizers.normalizers import NFC
 from training_runs import ROOT, flags, forked, log_of
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo import ElmoForPreTraining, ElmoTokenizer
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
-from modeling_elmo.checkpoints import CheckpointError, check, checkpoints_of
+from modeling_elmo.checkpoints import CheckpointError, check, checkpoints_of, load_checkpoint, read_facts
 from modeling_elmo.corpus import Corpus, write_corpus
 from modeling_elmo.evaluation import evaluate
-from modeling_elmo.lanes import TypeTable
+from modeling_elmo.lanes import Position, TypeTable
 from modeling_elmo.lstm import ElmoState
 from modeling_elmo.pretraining import Pretrainer, seed_of
 from modeling_elmo.text_files import ReadingReport
@@ -181,6 +182,13 @@ def test_a_data_set_by_name(run, folder, tmp_path):
         ({"text_column_name": "text"}, "text_column_name is for tables"),
         ({"optim": "adamw", "adam_beta1": 2}, "beta"),
         ({"seed": 2**64}, "seed must be less than"),
+        ({"num_train_epochs": "1e308"}, "num_train_epochs must be less than"),
+        ({"warmup_steps": "inf"}, "warmup_steps must be less than"),
+        ({"max_grad_norm": "nan"}, "max_grad_norm must be less than"),
+        ({"max_grad_norm": -5}, "max_grad_norm must be 0 or more"),
+        ({"gradient_accumulation_steps": 10**20}, "gradient_accumulation_steps must be less than"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type must be one of constant, "),
+        ({"save_total_limit": 0}, "save_total_limit must be 1 or more"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(run, folder, tmp_path, capsys, change, message):
@@ -293,6 +301,105 @@ def test_only_a_run_is_overwritten(run, folder, tmp_path, capsys):
     assert (tmp_path / "thesis.tex").is_file()
 
 
+@pytest.mark.parametrize("left", ["checkpoint-500/trainer_state.json", "config.json", "README.md"])
+def test_a_run_goes_on_in_folders_of_runs_only(run, folder, tmp_path, capsys, left):
+    """`auto` is for jobs that are started again and again: one wrong name must cost nothing."""
+    output = tmp_path / "out"
+    (output / left).parent.mkdir(parents=True)
+    (output / left).write_text('{"global_step": 500}')
+    assert run(*flags(folder, output, resume_from_checkpoint="auto")) == 2
+    assert "no run left them" in capsys.readouterr().err
+    assert [path for path in output.rglob("*") if path.is_file()] == [output / left]
+
+
+def test_what_others_keep_beside_a_run_stays(run, folder, tmp_path):
+    output = tmp_path / "out"
+    (output / "unfinished-thesis").mkdir(parents=True)
+    mine = [output / "slurm-1.out", output / "unfinished-novel.txt", output / "unfinished-thesis/1.tex"]
+    for path in mine:
+        path.write_text("years of work")
+    again = {"resume_from_checkpoint": "auto", "save_steps": 4}
+    assert run(*flags(folder, output, **again)) == 0
+    (output / "unfinished-checkpoint-6").mkdir()  # of a run that was killed
+    assert run(*flags(folder, output, **again, max_steps=9)) == 0
+    assert all(path.read_text() == "years of work" for path in mine)
+    assert not (output / "unfinished-checkpoint-6").exists()
+
+
+def test_where_no_checkpoint_is_whole_none_is_replaced(run, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, save_steps=4)) == 0
+    for checkpoint in checkpoints_of(output):
+        (checkpoint / "optimizer.pt").write_bytes(b"cut off")
+    for which in ("auto", "last"):
+        assert run(*flags(folder, output, save_steps=4, resume_from_checkpoint=which)) == 2
+        assert "none of the checkpoints in" in capsys.readouterr().err
+    assert [path.name for path in checkpoints_of(output)] == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_named_checkpoint_is_the_last_one_from_then_on(run, folder, tmp_path, monkeypatch):
+    """Also for a run that is killed before it has saved another."""
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, save_steps=2, save_total_limit=9)) == 0
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "optimizer_step", killed)
+        assert run(*flags(folder, output, save_steps=2, resume_from_checkpoint=output / "checkpoint-4")) == 130
+    assert [path.name for path in checkpoints_of(output)] == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"learning_rate": 0.001}, "learning_rate"),
+        ({"max_grad_norm": 0.5}, "max_grad_norm"),
+        ({"config_overrides": "dropout=0.0"}, "config.dropout"),
+        ({"config_overrides": "num_negative_samples=3"}, "config.num_negative_samples"),
+    ],
+)
+def test_what_shapes_the_training_is_kept_or_changed_on_request(run, folder, tmp_path, capsys, change, name):
+    weights = {}
+    for way, more in {"kept": {}, "changed": change}.items():
+        output = tmp_path / way
+        assert run(*flags(folder, output, save_steps=4)) == 0
+        argv = flags(folder, output, max_steps=12, logging_steps=1, resume_from_checkpoint="last", **more)
+        if more:
+            assert run(*argv) == 2
+            assert f"was written with {name} = " in capsys.readouterr().err
+            assert run(*argv, "--resume_with_changes") == 0
+            assert f"at step 8; other than it: {name}\n" in capsys.readouterr().out
+        else:
+            assert run(*argv) == 0
+        weights[way] = load_file(output / "model.safetensors")
+    assert any(not torch.equal(weights["kept"][key], weights["changed"][key]) for key in weights["kept"])
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "changed") if "loss" in line and line["step"] > 8]
+    assert rates == [change.get("learning_rate", 0.2)] * 4
+
+
+def test_rates_of_a_schedule_follow_new_arguments_at_once(run, folder, tmp_path):
+    output = tmp_path / "out"
+    recipe = {"optim": "muon", "lr_scheduler_type": "linear", "save_steps": 4, "max_steps": 16, "logging_steps": 1}
+    assert run(*flags(folder, output, **{**recipe, "learning_rate": 0.01, "max_steps": 8})) == 0
+    again = flags(folder, output, **recipe, learning_rate=0.002, resume_from_checkpoint="last")
+    assert run(*again, "--resume_with_changes") == 0
+    rates = [line["learning_rate"] for line in log_of(output) if "loss" in line]
+    assert rates[:8] == pytest.approx([0.01 * (8 - step) / 8 for step in range(8)])
+    assert rates[8:] == pytest.approx([0.002 * (16 - step) / 16 for step in range(8, 16)])
+
+
+def test_the_launcher_may_choose_the_precision(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for more, expected in (({}, "bf16"), ({"mixed_precision": "no"}, "no")):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        trainer = Pretrainer(parse_arguments(PretrainingArguments, flags(folder, tmp_path / expected, **more)))
+        assert trainer.accelerator.mixed_precision == trainer.facts()["mixed_precision"] == expected
+        assert trainer.args.changed().get("mixed_precision") == expected
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_what_a_run_reads_is_not_overwritten(run, folder, tmp_path, capsys):
     output = tmp_path / "out"
     assert run(*flags(folder, output, max_steps=2)) == 0
@@ -362,6 +469,27 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_others(folder, tmp_path, r
     assert not list(output.iterdir())
     assert run(*flags(folder, output, max_steps=2)) == 0
     assert "is not a checkpoint" in str(error.value)
+
+
+def test_a_checkpoint_has_no_loss_of_an_earlier_evaluation(run, folder, tmp_path):
+    """It would pass for the best one by a loss that is not its own."""
+    options = {"max_steps": 5, "eval_steps": 2, "save_steps": 1, "save_total_limit": 9}
+    assert run(*flags(folder, tmp_path / "out", **options)) == 0
+    judged = ["eval_loss" in read_facts(path) for path in checkpoints_of(tmp_path / "out")]
+    assert judged == [False, True, False, True, True]
+
+
+def test_lanes_of_many_processes_come_back_in_their_order(tmp_path):
+    """A checkpoint of twelve processes: 10 and 11 come behind 9, and not behind 1."""
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    torch.save({}, tmp_path / "optimizer.pt")
+    for process in range(12):
+        cell = torch.full((1, 2, 2, 3), float(process))  # (layers, directions, lanes of the process, lstm_dim)
+        save_file({"cell": cell}, tmp_path / f"lanes-{process}.safetensors")
+    position = {name: torch.from_numpy(values) for name, values in Position.at_the_end(24)._asdict().items()}
+    save_file(position, tmp_path / "stream.safetensors")
+    _, _, lanes, _ = load_checkpoint(tmp_path)
+    assert lanes["cell"][0, 0, :, 0].tolist() == [process for process in range(12) for _ in range(2)]
 
 
 def test_seeds_differ_by_every_number():

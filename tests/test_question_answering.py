@@ -47,6 +47,17 @@ def test_trilinear_scores_are_those_of_each_pair_of_words():
         assert_close(result[row, one, other], weight @ torch.cat([h, q, h * q]))
 
 
+def test_dropout_of_the_head_leaves_the_second_mix_alone():
+    """It has that of features: beside the LSTM's outputs stands the mix as it is."""
+    model = make_reader(head_dropout=0.9, feature_dropout=0.0).train()
+    seen = []
+    model.spans.reader.attention.register_forward_pre_hook(lambda _, texts: seen.extend(texts))
+    model(**make_batch(model, [(4, 6)]))
+    for text in seen:  # context and question
+        outputs, mix = text.split([10, model.config.hidden_size], dim=2)
+        assert (outputs == 0).float().mean() > 0.5 and (mix != 0).all()
+
+
 def attention(scores: TrilinearScores, words: Tensor, others: Tensor, itself: bool = False) -> tuple[Tensor, Tensor]:
     """For each word what it sees of the others (but the one at its own place), and its highest score."""
     weight = torch.cat([scores.first.weight[0], scores.second.weight[0], scores.product.weight[0]])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_modeling import make_model
@@ -12,6 +13,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from modeling_elmo import ElmoForQuestionAnswering, ElmoTokenizer
+from modeling_elmo.answer_spans import Window
 from modeling_elmo.question_answering_pipeline import ElmoQuestionAnsweringPipeline
 
 CONTEXT = "My name is Wolfgang and I live in Berlin."
@@ -129,6 +131,29 @@ def test_long_contexts_in_parts(batch_size, options, parts):
     whole = qa(question=QUESTION, context=context, top_k=3)
     assert whole[0]["score"] > 0.6 and results[0]["score"] == pytest.approx(whole[0]["score"])
     assert results == whole or options != {"doc_stride": 9}  # spans across a border are lost without a stride
+
+
+def test_parts_that_disagree():
+    """A word that two parts share has its highest score, and no answer the score of the part that believes least in
+    it, in whatever order the parts come."""
+    parts = [
+        (["a", "b"], [[0, 1], [2, 3]], [0.0, 1.0, 3.0]),
+        (["b", "c"], [[2, 3], [4, 5]], [-1.0, 2.0, 0.5]),
+    ]  # words, where they stand, and the scores of no answer and of the words, as start and as end
+    outputs = []
+    for words, offsets, (null, *scores) in parts:
+        logits = torch.tensor([[null, -1e4, -1e4, -1e4, *scores, -1e4]])  # <S> q </S> <S> ... </S>
+        window = Window(0, ["q"], words, np.array(offsets))
+        outputs.append({"starts": logits, "ends": logits.clone(), "window": window, "context": "a b c"})
+    total = 2 * torch.tensor([1.0, 3.0, 0.5]).logsumexp(0)
+    for order in (outputs, outputs[::-1]):
+        qa = make_pipeline()
+        best = qa.postprocess(order)
+        assert best["answer"] == "b" and best["score"] == pytest.approx(float((6.0 - total).exp()))
+        found = qa.postprocess(order, top_k=20, handle_impossible_answer=True)
+        (nothing,) = [one["score"] for one in found if one["answer"] == ""]
+        everything = torch.logaddexp(total, torch.tensor(-2.0))
+        assert nothing == pytest.approx(float((-2.0 - everything).exp()))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

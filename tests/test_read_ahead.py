@@ -63,6 +63,30 @@ def test_what_goes_wrong_is_told_where_the_item_would_have_been_taken(number):
     assert not threads()
 
 
+def test_what_is_no_exception_is_told_too():
+    """Such as a panic of the Rust tokenizer: whoever waits for the next item would else wait for ever."""
+
+    class Panic(BaseException):
+        pass
+
+    def items():
+        yield 1
+        raise Panic
+
+    raised = []
+
+    def take():
+        try:
+            list(read_ahead(items(), 2))
+        except Panic:
+            raised.append(True)
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(5)
+    assert raised and not threads()
+
+
 def test_nothing_is_made_before_the_first_is_asked_for():
     """A run that is resumed says where it goes on after the stream was made."""
     start = [0]

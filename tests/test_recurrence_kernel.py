@@ -14,7 +14,7 @@ from torch import Tensor
 from modeling_elmo import lstm_ops
 from modeling_elmo.cpu_kernels import ARITHMETIC, NAMES, PLACE, for_each_dtype
 from modeling_elmo.lstm_ops import _backward_steps, _forward_steps, fused_lstm
-from modeling_elmo.recurrence_kernel import RecurrenceKernel, recurrence_kernel
+from modeling_elmo.recurrence_kernel import RecurrenceKernel, recurrence_kernel, step_chunks
 from modeling_elmo.recurrence_source import GRADIENT, LAYER, SIZES
 
 c_library_module = importlib.import_module("modeling_elmo.c_library")
@@ -30,6 +30,13 @@ BATCH_SIZES = {
     "many texts": [150, 150, 149, 80, 71, 4, 1],  # several tasks of a step, whole and not
     "one by one": [1] * 7,
 }
+
+
+def test_chunks_hold_so_many_steps_and_words_at_most():
+    assert list(step_chunks([3, 3, 2, 2, 1], None, 5)) == [[3], [3, 2], [2, 1]]
+    assert list(step_chunks([3, 3, 2, 2, 1], 2, 5)) == [[3], [3, 2], [2, 1]]
+    assert list(step_chunks([3, 3, 1], 2)) == [[3, 3], [1]]
+    assert list(step_chunks([9, 1], None, 5)) == [[9], [1]]  # a step is never cut
 
 
 @pytest.fixture(scope="module", params=["x86-64", "haswell", "haswell as AVX-512", "native"])

@@ -158,6 +158,9 @@ def test_labels_of_a_model_are_kept():
         DataError, match="train, row 1: the label 'no' is none of the model's; known labels: yes, perhaps"
     ):
         prepare(rows, TaskSpec(), known=["yes", "perhaps"])
+    fractions = tables([{"text": "a", "label": "0.5"}, {"text": "b", "label": "1"}])
+    with pytest.raises(DataError, match=r"the label 0\.5 is none of the model's"):
+        prepare(fractions, TaskSpec(), known=["0", "1"])
     only_test = DatasetDict(test=Dataset.from_dict({"text": ["a"]}))
     assert prepare(only_test, TaskSpec(), known=["x", "y"]).label_names == ["x", "y"]
     with pytest.raises(DataError, match="no labels to learn or to score"):

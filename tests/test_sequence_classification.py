@@ -228,6 +228,25 @@ def test_a_head_reads_no_words_beside_themselves_or_without_layer_0(layers):
     assert_close(model.features(found), model.features.scalar_mix(found.unbind(2)))
 
 
+def test_mixes_that_are_not_trained_are_not_pulled():
+    """As PEFT keeps the ones from before beside those that it trains."""
+    model = make_classifier(scalar_mix_l2=0.5).train()
+    assert float(model.penalty()) == pytest.approx(0.5 * float(model.features.penalty()))
+    model.features.scalar_mix.requires_grad_(False)
+    assert model.penalty() == 0
+
+
+def test_gradients_reach_the_characters_through_a_frozen_bilm():
+    """For what asks which characters matter: integrated gradients, adversarial examples."""
+    model = make_classifier()
+    inputs = make_pairs(model, [(4, 3)])
+    vectors = model.get_input_embeddings()(inputs.pop("input_ids")).detach().requires_grad_()
+    assert model.bilm_is_frozen
+    model(inputs_embeds=vectors, **inputs).logits.sum().backward()
+    assert vectors.grad.abs().amax((0, 2, 3)).min() > 0
+    assert all(parameter.grad is None for parameter in model.elmo.parameters())
+
+
 def test_hidden_states_are_checked():
     model = make_classifier()
     layers = torch.randn(2, 4, 3, 12)

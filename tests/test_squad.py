@@ -316,6 +316,9 @@ def test_long_questions_are_cut():
     windows = window_texts([question(question="why " * 70), question()], report=report)
     assert [len(window.question) for window in windows] == [64, 2] and report.cut_questions == 1
     assert report.problems() == ["1 questions were too long and were cut"]
+    # What was cut off takes no room from the context: 100 words less 64 and 4 boundaries.
+    (window, *_) = window_texts([question(question="why " * 99, context="word " * 50)], max_length=100, stride=5)
+    assert len(window.words) == 32
 
 
 @pytest.mark.parametrize(("max_length", "stride"), [(12, 6), (12, 8), (6, 0), (3, 0), (12, -1)])
@@ -407,7 +410,7 @@ def test_the_threshold_decides():
     (window,) = window_texts([question(["Ann"])])
     logits = np.full((1, 20), -5.0, np.float32)
     logits[0, 0], logits[0, window.begin] = 1.0, 2.0  # no answer 2, "Ann" 4
-    for threshold, answer in ((-2.1, ""), (-1.9, "Ann")):
+    for threshold, answer in ((-2.1, ""), (-2.0, "Ann"), (-1.9, "Ann")):  # no answer if the odds are above it
         one = predict_answers([question(["Ann"])], [window], logits, logits, 20, 17, True, threshold)["1"]
         assert one.answer == answer and one.null_odds == -2.0
 

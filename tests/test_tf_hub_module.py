@@ -110,6 +110,13 @@ def test_weights_are_those_of_the_hdf5_file(scope, tmp_path, dst):
     convert_to_allennlp(dst, tmp_path / "back")  # it has everything that the other format needs
 
 
+def test_a_factor_before_even_weights_was_learnt_too(tmp_path, dst):
+    module = write_module(tmp_path / "module", variables_of(random_datasets(OPTIONS)) | mix([0, 0, 0], 0.5))
+    with pytest.warns(ConversionWarning):
+        read = convert_from_allennlp(module, dst)
+    assert read.state_dict["scalar_mix.gamma"] == 0.5 and ElmoModel.from_pretrained(dst).scalar_mix.gamma == 0.5
+
+
 def test_a_mix_that_was_not_trained_is_left_out(tmp_path, dst):
     module = write_module(tmp_path / "module", variables_of(random_datasets(OPTIONS)) | mix([0, 0, 0], 1))
     with pytest.warns(ConversionWarning):

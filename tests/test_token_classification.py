@@ -152,6 +152,14 @@ def test_without_a_mask_every_word_of_layers_and_vectors_is_in_the_chain():
         assert model.decode(**given, attention_mask=mask).ne(-100).equal(mask == 1)
 
 
+def test_ids_of_labels_may_be_text():
+    model = make_tagger()
+    inputs, _ = encode()
+    expected = model.decode(**inputs)
+    model.config.id2label = {str(label): name for label, name in enumerate(LABELS)}  # as JSON has them
+    assert torch.equal(model.decode(**inputs), expected)
+
+
 def test_models_without_characters():
     model = make_tagger(**TABLE)
     ids, mask = pad(make_texts(model, [4, 2]))

@@ -560,6 +560,31 @@ def test_training_a_vocabulary(tokenizer):
         tokenizer.train_new_from_iterator("a text")
 
 
+def test_a_trained_tokenizer_shares_nothing_with_the_one_it_was_made_from(tokenizer):
+    new = tokenizer.train_new_from_counts({"x": 1})
+    new.add_tokens(["New York"])
+    assert new.tokenize("in New York") == ["in", "New York"]
+    assert tokenizer.tokenize("in New York") == ["in", "New", "York"]
+
+
+@pytest.mark.parametrize(("multiple", "width"), [(2, 4), (3, 6), (4, 4)])
+def test_what_has_the_wanted_multiple_of_words_is_not_padded_further(tokenizer, multiple, width):
+    examples = [tokenizer(text, return_special_tokens_mask=True) for text in ("the cat", "dog")]  # 4 and 3 words
+    padded = tokenizer.pad(examples, pad_to_multiple_of=multiple, return_tensors="np")
+    assert padded["input_ids"].shape[:2] == padded["attention_mask"].shape == (2, width)
+    assert padded["attention_mask"].sum(1).tolist() == [4, 3]
+    masks = [[1, 0, 0, 1, 1, 1], [1, 0, 1, 1, 1, 1]]  # padding is special, too
+    assert padded["special_tokens_mask"].tolist() == [mask[:width] for mask in masks]
+
+
+def test_labels_of_a_text_are_not_padded_though_it_has_as_many_words(tokenizer):
+    labels = [[0.5, 1.0, 0.0, 1.0], [1.0, 0.0, 0.5, 0.0]]
+    texts = ["the cat", "a dog , the cat"]  # 4 words with their boundaries, and 7
+    examples = [{**tokenizer(text), "labels": row} for text, row in zip(texts, labels, strict=True)]
+    padded = tokenizer.pad(examples)
+    assert padded["labels"] == labels and [len(row) for row in padded["attention_mask"]] == [7, 7]
+
+
 def test_word_inputs(tmp_path):
     tokenizer = ElmoTokenizer(vocab=VOCAB, word_inputs=True)
     batch = tokenizer(["the cat", "dog"], padding=True, return_tensors="pt")

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from modeling_elmo import ElmoForMultipleChoice, ElmoForPreTraining, ElmoForSequenceClassification, ElmoTokenizer
+from modeling_elmo.finetuning import ElmoTrainer, FinetuningArguments
 from modeling_elmo.lstm import ElmoLstmLayer
 
 TOKENIZER = ElmoTokenizer()
@@ -65,6 +66,20 @@ def trained(folder: Path, *, freeze_bilm: bool = True, **options) -> dict[str, t
     model = make_classifier(freeze_bilm=freeze_bilm)
     make_trainer(model, folder, **options).train()
     return copy.deepcopy(model.state_dict())
+
+
+def test_rates_of_their_own_leave_weight_decay_alone(tmp_path):
+    options = {"model_name_or_path": "elmo", "learning_rate": 0.01, "weight_decay": 0.3, "report_to": "none"}
+    options |= {"bilm_learning_rate": 0.001, "scalar_mix_learning_rate": 0.1, "do_eval": False}
+    model = make_classifier(freeze_bilm=False)
+    trainer = ElmoTrainer(model=model, args=FinetuningArguments(output_dir=str(tmp_path), **options))
+    for _ in range(2):  # at the second call nothing is moved again
+        groups = trainer.create_optimizer().param_groups
+        assert len(groups) == 5 and all(group["params"] for group in groups)
+    found = {id(weight): (group["lr"], group["weight_decay"]) for group in groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        rate = 0.001 if name.startswith("elmo.") else 0.1 if name.endswith("scalar_mix.weights") else 0.01
+        assert found[id(weight)] == (rate, 0.0 if "bias" in name else 0.3), name
 
 
 def first_batch() -> dict[str, torch.Tensor]:

@@ -54,6 +54,14 @@ def test_a_new_vocabulary_has_a_fresh_softmax_and_the_old_bilm(published):
     assert equal(model.elmo.state_dict(), {k[5:]: v for k, v in saved.items() if k.startswith("elmo.")})
 
 
+@pytest.mark.parametrize("source", ["vocab_file", "tokenizer_name"])
+def test_a_vocabulary_of_the_users_has_a_fresh_softmax_though_it_is_as_large(published, source):
+    # As many words, but others: the rows of the old softmax belong to other words.
+    model, is_new = make_model(arguments(model_name_or_path=str(published), **{source: "elsewhere"}), 40)
+    saved = load_file(published / "model.safetensors")
+    assert is_new and not torch.equal(model.lm_head.weight, saved["lm_head.weight"])
+
+
 def test_an_encoder_gets_a_fresh_softmax_of_any_size(encoder_only):
     model, is_new = make_model(arguments(model_name_or_path=str(encoder_only)), 77)
     saved = ElmoModel.from_pretrained(encoder_only).state_dict()
@@ -124,6 +132,18 @@ def test_a_schedule_warms_up_and_falls(tiny_config):
     assert rates[0] == 0 and rates[10] == max(rates) == 1.0 and rates[99] < 0.02
 
 
+@pytest.mark.parametrize(("warmup_steps", "highest"), [(0.5, 5), (1, 1), (3, 3)])
+def test_a_warm_up_below_one_is_a_share_of_all_steps_and_else_their_number(tiny_config, warmup_steps, highest):
+    optimizer = make_optimizer(arguments(optim="adamw", learning_rate=1.0), ElmoForPreTraining(tiny_config))
+    schedule = make_schedule(arguments(warmup_steps=warmup_steps), optimizer, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates.index(1.0) == highest
+
+
 def run_on(folder: Path, output: Path, run, **more) -> dict[str, torch.Tensor]:
     (output.parent / "text.txt").write_text("\n".join(LINES))
     values = {"train_file": output.parent / "text.txt", "output_dir": output, "model_name_or_path": folder,
@@ -148,3 +168,12 @@ def test_training_goes_on_on_another_text_with_the_same_words(published, tmp_pat
     trained = run_on(published, tmp_path / "out", run)
     assert json.dumps((tmp_path / "out/vocab.txt").read_text()) == words
     assert trained["lm_head.weight"].shape[0] == 40
+
+
+def test_frequencies_take_no_place_of_a_softmax_that_was_trained(published, tmp_path, run):
+    before = load_file(published / "model.safetensors")["lm_head.bias"]
+    options = {"unigram_bias": True, "max_steps": 1, "learning_rate": 1e-9}
+    after = run_on(published, tmp_path / "out", run, **options)["lm_head.bias"]
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+    new = run_on(published, tmp_path / "new", run, new_vocabulary=True, **options)["lm_head.bias"]
+    assert new.exp().sum() == pytest.approx(1, abs=0.05) and new.std() > 0.1

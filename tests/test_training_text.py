@@ -105,9 +105,10 @@ def test_a_data_set_is_the_same_as_a_stream(read, file, tmp_path):
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
     texts = [read(dataset_name=str(folder), streaming=streaming) for streaming in (False, True)]
     assert all_sentences(texts[0]) == all_sentences(texts[1]) == all_sentences(read(file))
-    # A stream of other files with the same name is another text.
+    # Other files with the same name are another text.
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": "other words"}) + "\n" for _ in LINES))
-    assert all_sentences(read(dataset_name=str(folder), streaming=True)) == [["other", "words"]] * 120
+    for streaming in (False, True):
+        assert all_sentences(read(dataset_name=str(folder), streaming=streaming)) == [["other", "words"]] * 120
 
 
 # --- tokenised once ---------------------------------------------------------------------------------------------------
@@ -141,6 +142,29 @@ def test_what_matters_makes_another_folder(read, file, tmp_path):
     assert len({text.train.folder for text in texts}) == len(runs)
     assert all_sentences(texts[4]) == all_sentences(texts[0])
     assert "Is" in texts[1].tokenizer.lm_vocab and "is" in texts[7].tokenizer.lm_vocab
+
+
+def test_a_tokenizer_that_normalises_or_knows_more_words_makes_another_folder(read, file, tmp_path):
+    lower, joined = ElmoTokenizer(), ElmoTokenizer()
+    lower.backend_tokenizer.normalizer = Lowercase()
+    joined.add_tokens(["don't stop"])
+    names = {name: str(tmp_path / name) for name in ("lower", "joined")}
+    lower.save_pretrained(names["lower"])
+    joined.save_pretrained(names["joined"])
+    plain, lowered = read(file), read(file, tokenizer_name=names["lower"])
+    assert "Is" in all_sentences(plain)[0] and "is" in all_sentences(lowered)[0]
+    raw = read(file, pre_tokenized=False), read(file, pre_tokenized=False, tokenizer_name=names["joined"])
+    assert [all_sentences(text)[0][2:] for text in raw] == [["do", "n't", "stop", "."], ["don't stop", "."]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_split_of_a_data_set_is_another_text(read, tmp_path, streaming):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"text": f"of {split}"}) + "\n" + '{"text": "x"}\n' * 60)
+    texts = [read(dataset_name=str(folder), dataset_split=split, streaming=streaming) for split in ("train", "test")]
+    assert [all_sentences(text)[0] for text in texts] == [["of", "train"], ["of", "test"]]
 
 
 def test_boundaries_of_files_are_boundaries_of_lines_and_of_the_key(read, tmp_path):
@@ -260,6 +284,12 @@ def test_a_text_too_small_to_hold_out_is_told(read, tmp_path):
     (tmp_path / "small.txt").write_text("a\n" * 49)
     with pytest.raises(DataError, match="the text has only 49: name a validation_file"):
         read(tmp_path / "small.txt")
+
+
+def test_processes_with_other_texts_are_told(read, file, monkeypatch):
+    monkeypatch.setattr(training_text, "from_all", lambda _, sizes: [sizes, sizes, [size + 1 for size in sizes]])
+    with pytest.raises(DataError, match="process 2 has other texts than process 0"):
+        read(file)
 
 
 def test_a_min_frequency_that_leaves_nothing_is_told(read, file):

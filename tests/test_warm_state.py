@@ -58,6 +58,15 @@ def test_texts_begin_in_the_state_that_was_set(tiny_config):
     torch.testing.assert_close(layers_of(model, SENTENCES), zeros, rtol=0, atol=0)
 
 
+def test_the_state_that_was_set_is_the_models_own(tiny_config):
+    model, state = make_model(tiny_config), some_state(tiny_config)
+    model.set_initial_state(state)
+    before = layers_of(model, SENTENCES)
+    for tensor in state:
+        tensor.zero_()
+    torch.testing.assert_close(layers_of(model, SENTENCES), before, rtol=0, atol=0)
+
+
 def test_a_text_has_the_same_vectors_alone_in_a_batch_and_in_a_pair(tiny_config):
     model = make_model(tiny_config)
     model.set_initial_state(some_state(tiny_config))
@@ -125,6 +134,14 @@ def test_the_warm_state_is_the_mean_behind_the_second_half_of_each_lane(tiny_con
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
 
 
+def test_a_training_model_goes_on_training(tiny_config):
+    model = make_model(tiny_config)
+    for is_training in (True, False):
+        model.train(is_training)
+        warm_state(model, ElmoTokenizer(), SENTENCES)
+        assert model.training == is_training
+
+
 def test_a_few_sentences_are_enough(tiny_config):
     model, tokenizer = make_model(tiny_config), ElmoTokenizer()
     with torch.no_grad():
@@ -152,6 +169,15 @@ def test_command(saved, capsys):
     assert again.count("## Initial state") == 1 and "notes" in again and again.startswith("# A card")
     assert main(arguments) == 2
     assert "warm exists: choose another folder" in capsys.readouterr().err
+
+
+def test_empty_lines_are_no_sentences_of_those_that_are_read(saved, capsys):
+    (saved / "text.txt").write_text("\n\n".join(SENTENCES) + "\n")
+    assert main([str(saved / "elmo"), str(saved / "text.txt"), str(saved / "warm"), "--max_sentences", "3"]) == 0
+    assert "3 sentences of text.txt" in capsys.readouterr().out
+    expected = warm_state(ElmoModel.from_pretrained(saved / "elmo"), ElmoTokenizer(), SENTENCES[:3])
+    found = ElmoForPreTraining.from_pretrained(saved / "warm").elmo.lstm.initial_cell
+    torch.testing.assert_close(found, expected.cell, rtol=0, atol=1e-6)
 
 
 def test_mistakes_are_told_in_a_line(saved, tiny_config, capsys):

@@ -1,0 +1,21 @@
+"""Agreement between processes, where one of them has something else to tell than the others."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from modeling_elmo import processes
+from modeling_elmo.processes import any_process, on_all
+
+
+@pytest.mark.parametrize(("mine", "others", "expected"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)])
+def test_one_that_is_told_is_enough(mine, others, expected):
+    """With three processes, of which the other two have the same."""
+    accelerator = SimpleNamespace(num_processes=3, device="cpu", reduce=lambda flags, _: flags + 2 * others)
+    assert any_process(accelerator, bool(mine), True) == [expected, True]
+
+
+def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
+    monkeypatch.setattr(processes, "from_all", lambda _, mine: [mine, ValueError("of another")])
+    with pytest.raises(ValueError, match="of another"):
+        on_all(SimpleNamespace(num_processes=2), lambda: "all went well here")
