@@ -19,7 +19,7 @@ from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write
 from .lanes import TypeTable
 from .processes import from_all, on_all, on_main
 from .sentences import split_sentences
-from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
+from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines, way_to_read
 from .tokenization_elmo import ElmoTokenizer
 
 HOLD_OUT_EVERY = 50
@@ -178,7 +178,7 @@ def check_size(args: PretrainingArguments, train: Corpus, validation: Corpus) ->
 def _what_is_read(args: PretrainingArguments) -> tuple[ElmoTokenizer, list[str], list[str]]:
     """The tokenizer, and the files to train on and to validate with."""
     files, others = (find_files(patterns) if patterns else [] for patterns in (args.train_file, args.validation_file))
-    if args.text_column_name and files and not any(name.endswith(".parquet") for name in [*files, *others]):
+    if args.text_column_name and files and ".parquet" not in map(way_to_read, [*files, *others]):
         raise ArgumentsError("text_column_name is for tables, and no file is one: their names end in .parquet")
     return read_tokenizer(args), files, others
 

@@ -323,11 +323,11 @@ def test_a_changed_configuration_or_tokenizer_is_another_setting(folder, corpus,
     assert "differ in tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", ["jsonl.gz", "tsv.gz", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", "tsv.gz", "csv", "JSONL.GZ", "CSV.GZ"])
 def test_tables_may_be_compressed(folder, tmp_path, ending):
     lines = {"jsonl.gz": ['{"n": 1, "text": "a b"}', '{"n": 2, "text": "c"}'], "tsv.gz": ["n\ttext", "1\ta b", "2\tc"]}
-    content = "\n".join(lines.get(ending, ["n,text", "1,a b", "2,c"])).encode()
-    (tmp_path / f"texts.{ending}").write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    content = "\n".join(lines.get(ending.lower(), ["n,text", "1,a b", "2,c"])).encode()
+    (tmp_path / f"texts.{ending}").write_bytes(gzip.compress(content) if ending.lower().endswith("gz") else content)
     assert run(folder, tmp_path / f"texts.{ending}", tmp_path / "out", "--column", "text") == 0
     assert [list(row["words"]) for row in read_parquet(tmp_path / "out")] == [["a", "b"], ["c"]]
 

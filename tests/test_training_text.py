@@ -95,6 +95,8 @@ def test_tables_of_parquet(read, file, tmp_path):
     parquet.write_table(pyarrow.table({"title": ["t"] * 120, "body": LINES, "n": range(120)}), path)
     assert all_sentences(read(path, text_column_name="body")) == all_sentences(read(file))
     assert all_sentences(read(path)) == [["t"]] * 120
+    path = path.rename(tmp_path / "TABLE.PARQUET")
+    assert all_sentences(read(path, text_column_name="body")) == all_sentences(read(file))
     with pytest.raises(DataError, match="has no text column 'n'"):
         read(path, text_column_name="n")
 
