@@ -108,12 +108,14 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
 
 
 def dataset_hash(args: PretrainingArguments) -> list[Any]:
-    """What tells a data set from others: its fingerprint; of a stream, its files, or of the Hub only its name."""
+    """What tells a data set from others: its files in a folder; on the Hub its fingerprint, or as a stream its name."""
     from datasets import load_dataset
 
     name: list[Any] = [args.dataset_name, args.dataset_config_name, args.dataset_split]
-    if args.streaming and os.path.isdir(name[0]):
-        name[0] = content_hash(find_files([f"{glob.escape(name[0])}/**"]), progress=True)
+    if os.path.isdir(name[0]):
+        files = find_files([f"{glob.escape(name[0])}/**"])
+        # Their names tell splits and how they are read.
+        name[0] = [content_hash(files, progress=True), [os.path.relpath(file, name[0]) for file in files]]
     elif not args.streaming:
         # Errors are told better where the lines are read.
         with suppress(Exception):
@@ -134,6 +136,7 @@ def tokenised(
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     key = key_of(
         content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
+        read_as=[way_to_read(name) for name in files],
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
         sentence_per_line=args.sentence_per_line,

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -107,9 +109,25 @@ def test_a_data_set_is_the_same_as_a_stream(read, file, tmp_path):
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
     texts = [read(dataset_name=str(folder), streaming=streaming) for streaming in (False, True)]
     assert all_sentences(texts[0]) == all_sentences(texts[1]) == all_sentences(read(file))
-    # A stream of other files with the same name is another text.
+    # Other files with the same name are another text.
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": "other words"}) + "\n" for _ in LINES))
-    assert all_sentences(read(dataset_name=str(folder), streaming=True)) == [["other", "words"]] * 120
+    for streaming in (False, True):
+        assert all_sentences(read(dataset_name=str(folder), streaming=streaming)) == [["other", "words"]] * 120
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_copied_and_touched_folder_is_the_same_text(read, file, tmp_path, not_written, streaming):
+    folder, copy = tmp_path / "set", tmp_path / "copy"
+    folder.mkdir()
+    file.rename(folder / "train.txt")
+    first = read(dataset_name=str(folder), streaming=streaming)
+    shutil.copytree(folder, copy)
+    os.utime((copy / "train.txt").rename(copy / "test.txt"), (0, 0))
+    with pytest.raises(DataError, match="cannot be read, split 'train'"):
+        read(dataset_name=str(copy), streaming=streaming)
+    (copy / "test.txt").rename(copy / "train.txt")
+    not_written()
+    assert read(dataset_name=str(copy), streaming=streaming).train.folder == first.train.folder
 
 
 # --- tokenised once ---------------------------------------------------------------------------------------------------
@@ -143,6 +161,16 @@ def test_what_matters_makes_another_folder(read, file, tmp_path):
     assert len({text.train.folder for text in texts}) == len(runs)
     assert all_sentences(texts[4]) == all_sentences(texts[0])
     assert "Is" in texts[1].tokenizer.lm_vocab and "is" in texts[7].tokenizer.lm_vocab
+
+
+def test_how_a_file_is_read_makes_another_folder(read, file, tmp_path, monkeypatch):
+    packed = tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr("modeling_elmo.text_files.SIGNATURES", {})  # as for a format that is not known
+    some = {"validation_file": [str(file)]}
+    wrong = read(packed.rename(tmp_path / "packed.txt"), **some)
+    right = read((tmp_path / "packed.txt").rename(packed), **some)
+    assert sentences_of(right.train) == sentences_of(right.validation) != sentences_of(wrong.train)
 
 
 def test_boundaries_of_files_are_boundaries_of_lines_and_of_the_key(read, tmp_path):
