@@ -244,6 +244,11 @@ def decode(line: bytes, report: ReadingReport) -> str:
     if invalid > 0:
         report.lines_with_invalid_utf8 += 1
         report.invalid_utf8_sequences += invalid
+    return without_controls(text, report)
+
+
+def without_controls(text: str, report: ReadingReport) -> str:
+    """A text whose control characters became spaces; they are counted."""
     if not text.isprintable():
         for control in CONTROLS.intersection(text):
             report.control_characters += text.count(control)
