@@ -250,7 +250,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written vectors")
     parser.add_argument("--format", choices=FORMATS, help="default: hdf5 for .hdf5 and .h5, else parquet")
     parser.add_argument("--model_dtype", choices=DTYPES, default="float32", help="in which the model computes")
-    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
+    parser.add_argument(
+        "--pre_tokenized",
+        action="store_true",
+        help="words are split at white space and only there; those with spaces in them need a table's lists of words",
+    )
     parser.add_argument("--column", help="which column of a table to embed: texts, or lists of words")
     parser.add_argument("--words_per_batch", type=int, default=4096)
     parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")

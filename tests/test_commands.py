@@ -1,5 +1,6 @@
 """Every command as `python -m` starts it."""
 
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import modeling_elmo
-from modeling_elmo.commands import new_folder
+from modeling_elmo.commands import new_folder, run_command
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
 COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -28,6 +29,13 @@ def test_it_starts_as_a_module_and_tells_how_it_is_used(command, monkeypatch, ca
 
 def test_there_are_commands():
     assert {"convert", "embed", "perplexity", "publish"} <= set(COMMANDS)
+
+
+def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert run_command(lambda: print("na\u00efve \u4e2d", flush=True)) == 0
+    assert shown.getvalue().split() == [rb"na\xefve", rb"\u4e2d"]
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -357,6 +357,14 @@ def test_tables_may_be_compressed(folder, tmp_path, ending):
     assert [list(row["words"]) for row in read_parquet(tmp_path / "out")] == [["a", "b"], ["c"]]
 
 
+def test_words_with_spaces_need_lists_of_words(folder, tmp_path):
+    rows = [{"text": "New\u00a0York is\u2009big", "words": ["New\u00a0York", "is", "very big"]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    for column, words in (("text", ["New", "York", "is", "big"]), ("words", rows[0]["words"])):
+        assert run(folder, tmp_path / "a.jsonl", tmp_path / column, "--column", column, "--pre_tokenized") == 0
+        assert list(read_parquet(tmp_path / column)[0]["words"]) == words
+
+
 def test_columns_of_texts_and_kinds_of_files_that_do_not_go_together(folder, corpus, tmp_path, capsys):
     assert run(folder, corpus, tmp_path / "out", "--column", "text") == 2
     assert "has no columns" in capsys.readouterr().err
