@@ -1,6 +1,7 @@
 """What commands share: their help, mistakes told in one line, and folders whole or not there."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
         mistakes: exceptions whose message is meant for the user; `OSError` and `MemoryError` are always some.
         stopped: what is told after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where its encoding lacks a word's characters
     to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError, MemoryError)
     try:
         run()

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,12 +33,13 @@ from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fin
 from .freed_memory import keep_freed_memory
 from .loading import load_encoder
 from .modeling_elmo import ElmoModel
+from .processes import on_all, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
 from .tables import rows_of_text, unreadable_table
-from .text_files import DataError, ReadingReport, ending_of, find_files, read_lines
+from .text_files import DataError, ReadingReport, ending_of, find_files, read_lines, without_controls
 from .tokenization_elmo import ElmoTokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -247,7 +250,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written vectors")
     parser.add_argument("--format", choices=FORMATS, help="default: hdf5 for .hdf5 and .h5, else parquet")
     parser.add_argument("--model_dtype", choices=DTYPES, default="float32", help="in which the model computes")
-    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
+    parser.add_argument(
+        "--pre_tokenized",
+        action="store_true",
+        help="words are split at white space and only there; those with spaces in them need a table's lists of words",
+    )
     parser.add_argument("--column", help="which column of a table to embed: texts, or lists of words")
     parser.add_argument("--words_per_batch", type=int, default=4096)
     parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")
@@ -279,7 +286,7 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
         value = row[arguments.column]
         if isinstance(value, str):
-            yield split(value)
+            yield split(without_controls(value, report))
         elif value is None:
             yield []
         elif isinstance(value, list) and all(isinstance(word, str) for word in value):
@@ -326,21 +333,46 @@ def settings_of(arguments: argparse.Namespace, model: ElmoModel, tokenizer: Elmo
     }
 
 
+def set_up(arguments: argparse.Namespace, state: PartialState) -> tuple[ElmoModel, ElmoTokenizer, EmbeddingFolder]:
+    """Model, tokenizer and the folder, claimed. An error of one process is one of all."""
+
+    def prepare() -> tuple[ElmoModel, ElmoTokenizer, EmbeddingFolder]:
+        if arguments.format == "hdf5" and importlib.util.find_spec("h5py") is None:
+            raise EmbeddingError("HDF5 needs h5py: pip install 'modeling-elmo[convert]'")
+        model, tokenizer = load_encoder(arguments.model, DTYPES[arguments.model_dtype])
+        check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
+        next(read_texts(arguments, tokenizer, ReadingReport()), None)  # an input that is none mostly shows here
+        settings = settings_of(arguments, model, tokenizer)
+        return model, tokenizer, EmbeddingFolder(arguments.output, arguments.format, settings, arguments.overwrite)
+
+    model, tokenizer, folder = on_all(state, prepare)
+    on_main(state, folder.claim)
+    return model, tokenizer, folder
+
+
 def run(arguments: argparse.Namespace):
     """Embed the input. Each process writes every n-th part, and the main one puts them together."""
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    if arguments.format == "hdf5" and importlib.util.find_spec("h5py") is None:
-        raise EmbeddingError("HDF5 needs h5py: pip install 'modeling-elmo[convert]'")
     state = PartialState(cpu=not torch.accelerator.is_available())  # else processes would not find each other
-    model, tokenizer = load_encoder(arguments.model, DTYPES[arguments.model_dtype])
-    check_choices(arguments.layers, arguments.pooling, model.config.num_hidden_layers)
-    settings = settings_of(arguments, model, tokenizer)
-    with state.main_process_first():
-        overwrite = arguments.overwrite and state.is_main_process
-        folder = EmbeddingFolder(arguments.output, arguments.format, settings, overwrite)
-        folder.start()
+    try:
+        model, tokenizer, folder = set_up(arguments, state)
+    except Exception:
+        if state.is_main_process:
+            raise
+        sys.exit(2)  # the main process has the same error and tells it
+    try:
+        write_parts(arguments, state, model, tokenizer, folder)
+    finally:
+        folder.unlock()
+
+
+def write_parts(
+    arguments: argparse.Namespace,
+    state: PartialState,
+    model: ElmoModel,
+    tokenizer: ElmoTokenizer,
+    folder: EmbeddingFolder,
+):
+    """Embed the input into a folder that is claimed, and print what was done."""
     model.to(state.device)
     if is_emulated(model.dtype, state.device) and recurrence_kernel(model.dtype) is None:
         print("warning: neither processor nor compiled kernel multiplies bfloat16: float32 is faster", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Embeddings on disk: parts that appear whole or not at all, in Parquet, safetensors or AllenNLP's HDF5 layout.
 
 A folder of parts can be gone on with after an interruption: a part that is there is complete, and a hidden file tells
-with which settings the parts were made.
+with which settings the parts were made. One command at a time writes into it.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from .tokenization_elmo import ElmoTokenizer
 
 FORMATS = ("parquet", "safetensors", "hdf5")
 SETTINGS = ".embed.json"
+LOCK_FILE = ".lock"
 
 
 class EmbeddingError(ValueError):
@@ -55,36 +57,65 @@ class EmbeddingFolder:
         output: a folder for the formats "parquet" and "safetensors"; for "hdf5" the file that `finish` puts together.
         file_format: one of `FORMATS`.
         settings: what the embeddings depend on, as JSON can hold it.
-
-    Raises:
-        EmbeddingError: `output` holds something else, or embeddings made with other settings.
+        overwrite: whether `claim` may delete earlier embeddings.
     """
 
     def __init__(self, output: str | Path, file_format: str, settings: dict[str, Any], overwrite: bool = False):
         self.output, self.format = Path(output), file_format
-        self.folder = self.output
+        self.folder, self.lock_file = self.output, self.output / LOCK_FILE
         if file_format == "hdf5":
             self.folder = self.output.with_name(f".{self.output.name}.parts")
+            self.lock_file = self.output.with_name(f".{self.output.name}{LOCK_FILE}")  # the folder goes away
         self.settings = {**settings, "format": file_format}
-        if overwrite:
-            self._remove_earlier()
-        self._check()
+        self.overwrite = overwrite
+        self.lock = FileLock(self.lock_file)
+
+    def claim(self):
+        """Make the folder and lock it, for the processes of one command.
+
+        Raises:
+            EmbeddingError: the output holds something else, or embeddings made with other settings, or another command
+                is writing into it.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise EmbeddingError(
+                f"{self.folder} is a file, but a folder of parts is to be written: choose another name"
+            )
+        self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise EmbeddingError(
+                f"another command is writing into {self.output}: wait for it, or choose another output"
+            ) from None
+        try:
+            if self.overwrite:
+                self._remove_earlier()
+            self._check()
+            self.folder.mkdir(exist_ok=True)
+        except BaseException:
+            self.unlock()
+            raise
+
+    def unlock(self):
+        """Let others write into it."""
+        if self.lock.is_locked:
+            self.lock_file.unlink(missing_ok=True)
+            self.lock.release()
 
     def _remove_earlier(self):
         if (self.folder / SETTINGS).is_file():
-            shutil.rmtree(self.folder)
+            for path in self.folder.iterdir():
+                if path != self.lock_file:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if self.format == "hdf5" and self.output.is_file():
             self.output.unlink()
 
     def _check(self):
         if self.format == "hdf5" and self.output.exists():
             raise EmbeddingError(f"{self.output} exists: choose another file, or replace it with --overwrite")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise EmbeddingError(
-                f"{self.folder} is a file, but a folder of parts is to be written: choose another name"
-            )
         written = self.folder / SETTINGS
-        if written.is_file() and any(self.folder.glob("part-*")):
+        if written.is_file():
             earlier = json.loads(written.read_text())
             different = [
                 f"{name} ({earlier.get(name)!r}, now {self.settings.get(name)!r})"
@@ -99,12 +130,6 @@ class EmbeddingFolder:
         elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise EmbeddingError(f"{self.folder} holds other files: choose a new or empty folder")
 
-    def start(self):
-        """Make the folder and write down the settings."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / SETTINGS) as scratch:
-            scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
-
     def path(self, number: int) -> Path:
         """The file of a part."""
         return self.folder / f"part-{number:06}.{self.format}"
@@ -114,13 +139,18 @@ class EmbeddingFolder:
         return self.path(number).is_file()
 
     def write(self, number: int, part: Part):
-        """Write a part; it appears when it is complete."""
+        """Write a part; it appears when it is complete, and behind the settings."""
+        if not (self.folder / SETTINGS).is_file():
+            with whole_file(self.folder / SETTINGS) as scratch:
+                scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
         writer = {"parquet": _write_parquet, "safetensors": _write_safetensors, "hdf5": _write_hdf5}[self.format]
         with whole_file(self.path(number)) as scratch:
             writer(scratch, part)
 
     def finish(self, num_parts: int, progress: bool = False):
-        """Put the parts of an HDF5 file together and remove them; the other formats stay as they are."""
+        """Remove what killed processes left; put the parts of an HDF5 file together, and remove them, too."""
+        for scratch in self.folder.glob(".part-*"):
+            scratch.unlink()
         if self.format != "hdf5":
             return
         paths = [self.path(number) for number in range(num_parts)]

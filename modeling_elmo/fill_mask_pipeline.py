@@ -4,8 +4,12 @@ from typing import Any
 
 import torch
 from transformers import Pipeline
+from transformers.utils import logging
 
+from .rust_splitter import checked_words
 from .word_prediction import best, check_vocabulary, combine, predict_words, special_ids
+
+logger = logging.get_logger(__name__)
 
 MASKS = ("[MASK]", "<mask>")
 
@@ -40,9 +44,13 @@ class ElmoFillMaskPipeline(Pipeline):
 
     def _target_ids(self, targets: list[str]) -> list[int]:
         tokenizer: Any = self.tokenizer
-        known = [word for word in targets if word in tokenizer.lm_vocab]
+        words = checked_words(targets, tokenizer.backend_tokenizer.normalizer)
+        known = [word for word in words if word in tokenizer.lm_vocab]
         if not known:
             raise ValueError(f"none of the targets is in the model's vocabulary: {', '.join(targets)}")
+        if len(known) < len(words):
+            unknown = [target for target, word in zip(targets, words, strict=True) if word not in known]
+            logger.warning(f"targets that are not in the model's vocabulary are left out: {', '.join(unknown)}")
         return tokenizer.lm_ids(known).tolist()
 
     def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]

@@ -298,7 +298,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("perplexity", __doc__)
     parser.add_argument("model", help="folder or Hub name of an ElmoForPreTraining with its tokenizer")
     parser.add_argument("text", nargs="+", help="text files (a sentence a line, also .gz, .parquet, patterns)")
-    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
+    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at white space and only there")
     parser.add_argument("--text_column_name", help="of .parquet files (default: their first column of text)")
     parser.add_argument("--per_sentence", type=Path, metavar="FILE", help="write the scores of each sentence")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --per_sentence")

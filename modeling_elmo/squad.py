@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
-from .text_files import OPENERS, SPLIT_NAMES, DataError, unreadable
+from .text_files import SPLIT_NAMES, DataError, decompressed, unreadable, way_to_read
 
 COLUMNS = ("id", "question", "context", "answers")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -124,13 +124,12 @@ def read_dataset(
 
 def read_rows(name: str) -> Iterator[Mapping[str, Any]]:
     """The rows of one file, each a question with its context."""
-    if name.endswith(".parquet"):
+    if way_to_read(name) == ".parquet":
         yield from parquet_rows(name)
         return
     try:
         with open(name, "rb") as file:
-            opener = OPENERS.get(os.path.splitext(name)[1])
-            text = (opener(file) if opener else file).read().decode("utf-8-sig")
+            text = decompressed(file, name).read().decode("utf-8-sig")
     except (EOFError, OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
         raise unreadable(name, error) from error
     try:

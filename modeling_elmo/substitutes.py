@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from .commands import command_parser, run_command
 from .perplexity import load
+from .text_files import ReadingReport, decoded_lines
 from .tokenization_elmo import ElmoTokenizer
 from .word_prediction import Substitutes, find_substitutes
 
@@ -55,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="folder or Hub name of an ELMo with its softmax, such as train.py writes")
     parser.add_argument("sentence", nargs="*", help="sentences with one word in brackets each; default: standard input")
     parser.add_argument("--top_k", type=int, default=10, help="words to show; default 10")
-    parser.add_argument("--pre_tokenized", action="store_true", help="words are already separated by spaces")
+    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at white space and only there")
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of tables")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     arguments = parser.parse_args(argv)
@@ -67,7 +68,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace):
     """Find and print the substitutes of each sentence."""
     model, tokenizer = load(arguments.model, arguments.device)
-    sentences: Iterable[str] = arguments.sentence or sys.stdin
+    report = ReadingReport()
+    sentences: Iterable[str] = arguments.sentence or decoded_lines(sys.stdin.buffer, report)
     for sentence in sentences:
         if not sentence.strip():
             continue
@@ -75,9 +77,11 @@ def run(arguments: argparse.Namespace):
         found = find_substitutes(model, tokenizer, words, position, arguments.top_k)
         if arguments.json:
             lists = {name: [[item.word, item.probability] for item in part] for name, part in found._asdict().items()}
-            print(json.dumps({"words": words, "position": position, **lists}, ensure_ascii=False))
+            print(json.dumps({"words": words, "position": position, **lists}))
         else:
             print(show(words, position, found) + "\n")
+    for problem in report.problems():
+        print("warning:", problem, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

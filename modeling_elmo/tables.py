@@ -3,14 +3,13 @@
 import csv
 import glob
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from .text_files import DAMAGE, OPENERS, DataError, ending_of, unreadable
+from .text_files import DAMAGE, OPENERS, DataError, decompressed, ending_of, unreadable
 
 FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 LONGEST_CELL = 2**30  # characters
@@ -111,11 +110,10 @@ def _has_stray_marks(name: str) -> bool:
 
 def _rows(name: str, **dialect: Any) -> Iterator[list[str]]:
     """All rows that have a cell, the names of the columns first."""
-    opener = OPENERS.get(os.path.splitext(name)[1])
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
     try:
         with open(name, "rb") as file:
-            lines = io.TextIOWrapper(opener(file) if opener else file, encoding="utf-8-sig", newline="")
+            lines = io.TextIOWrapper(decompressed(file, name), encoding="utf-8-sig", newline="")
             yield from filter(None, csv.reader(lines, strict=True, **dialect))
     except csv.Error as error:
         raise DataError(f"{name}: {error}: put cells with quotation marks in such, and double those inside") from error

@@ -8,11 +8,12 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -102,7 +103,7 @@ def read_lines(
     """
     for name in files:
         try:
-            if name.endswith(".parquet"):
+            if way_to_read(name) == ".parquet":
                 yield from read_parquet(name, text_column, report, on_bytes)
             else:
                 yield from read_text(name, report, on_bytes)
@@ -154,10 +155,32 @@ OPENERS: dict[str, Callable] = {
 }
 
 
+# How these files begin. Texts may begin with BZh or PAR1, too, but do not go on like this.
+SIGNATURES = {
+    ".gz": rb"\x1f\x8b",
+    ".bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
+    ".xz": rb"\xfd7zXZ\x00",
+    ".zst": rb"\x28\xb5\x2f\xfd",
+    ".parquet": rb"PAR1\x15",
+}
+
+
+def way_to_read(name: str) -> str:
+    """How a file is read, by its name in any case: ".parquet", the ending of its compression, or "" as it is."""
+    ending = Path(name.lower()).suffix
+    return ending if ending in OPENERS or ending == ".parquet" else ""
+
+
 def ending_of(name: str) -> str:
     """How a file's name ends, in small letters and without the ending of its compression: ".jsonl" of a.jsonl.gz."""
     path = Path(name.lower())
-    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
+    return (path.with_suffix("") if way_to_read(name) in OPENERS else path).suffix
+
+
+def decompressed(file: BinaryIO, name: str) -> BinaryIO:
+    """The bytes in a file, which is compressed if its name says so."""
+    opener = OPENERS.get(way_to_read(name))
+    return opener(file) if opener else file
 
 
 def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object] | None) -> Iterator[str]:
@@ -172,10 +195,14 @@ def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object
             "folder of a table as --dataset_name, with --text_column_name"
         )
     file = io.BufferedReader(WatchedFile(name, on_bytes) if on_bytes else io.FileIO(name), BUFFER_BYTES)
-    opener = OPENERS.get(os.path.splitext(name)[1])
     with file:
-        stream = io.BufferedReader(opener(file), BUFFER_BYTES) if opener else file
+        content: Any = decompressed(file, name)
+        stream = file if content is file else io.BufferedReader(content, BUFFER_BYTES)
         start = stream.peek(BUFFER_BYTES)[:4096]
+        for ending, signature in SIGNATURES.items():
+            if re.match(signature, start):
+                way_out = f"call it {os.path.basename(name)}{ending}" if content is file else "unpack it"
+                raise DataError(f"the first bytes in {name} are those of a {ending} file, not of text: {way_out}")
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 8:
             raise DataError(f"{name} is no text in UTF-8 (UTF-16, perhaps): save it as UTF-8")
         yield from decoded_lines(stream, report)
@@ -217,6 +244,11 @@ def decode(line: bytes, report: ReadingReport) -> str:
     if invalid > 0:
         report.lines_with_invalid_utf8 += 1
         report.invalid_utf8_sequences += invalid
+    return without_controls(text, report)
+
+
+def without_controls(text: str, report: ReadingReport) -> str:
+    """A text whose control characters became spaces; they are counted."""
     if not text.isprintable():
         for control in CONTROLS.intersection(text):
             report.control_characters += text.count(control)

@@ -19,7 +19,7 @@ from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write
 from .lanes import TypeTable
 from .processes import from_all, on_all, on_main
 from .sentences import split_sentences
-from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines
+from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines, way_to_read
 from .tokenization_elmo import ElmoTokenizer
 
 HOLD_OUT_EVERY = 50
@@ -108,12 +108,14 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
 
 
 def dataset_hash(args: PretrainingArguments) -> list[Any]:
-    """What tells a data set from others: its fingerprint; of a stream, its files, or of the Hub only its name."""
+    """What tells a data set from others: its files in a folder; on the Hub its fingerprint, or as a stream its name."""
     from datasets import load_dataset
 
     name: list[Any] = [args.dataset_name, args.dataset_config_name, args.dataset_split]
-    if args.streaming and os.path.isdir(name[0]):
-        name[0] = content_hash(find_files([f"{glob.escape(name[0])}/**"]), progress=True)
+    if os.path.isdir(name[0]):
+        files = find_files([f"{glob.escape(name[0])}/**"])
+        # Their names tell splits and how they are read.
+        name[0] = [content_hash(files, progress=True), [os.path.relpath(file, name[0]) for file in files]]
     elif not args.streaming:
         # Errors are told better where the lines are read.
         with suppress(Exception):
@@ -134,6 +136,7 @@ def tokenised(
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     key = key_of(
         content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
+        read_as=[way_to_read(name) for name in files],
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
         sentence_per_line=args.sentence_per_line,
@@ -178,7 +181,7 @@ def check_size(args: PretrainingArguments, train: Corpus, validation: Corpus) ->
 def _what_is_read(args: PretrainingArguments) -> tuple[ElmoTokenizer, list[str], list[str]]:
     """The tokenizer, and the files to train on and to validate with."""
     files, others = (find_files(patterns) if patterns else [] for patterns in (args.train_file, args.validation_file))
-    if args.text_column_name and files and not any(name.endswith(".parquet") for name in [*files, *others]):
+    if args.text_column_name and files and ".parquet" not in map(way_to_read, [*files, *others]):
         raise ArgumentsError("text_column_name is for tables, and no file is one: their names end in .parquet")
     return read_tokenizer(args), files, others
 

@@ -138,7 +138,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="folder or Hub name of an ELMo with its tokenizer")
     parser.add_argument("text", nargs="+", help="text files (a sentence a line, in their order, also compressed)")
     parser.add_argument("folder", type=Path, help="folder to write; it must not be there yet")
-    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at spaces and only there")
+    parser.add_argument("--pre_tokenized", action="store_true", help="words are split at white space and only there")
     parser.add_argument("--max_sentences", type=int, default=2000, help="read so many at most; default 2000")
     arguments = parser.parse_args(argv)
     if arguments.max_sentences < 1:

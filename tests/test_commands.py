@@ -1,5 +1,6 @@
 """Every command as `python -m` starts it."""
 
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_mistakes_end_with_a_line_and_a_code(error, code, told, capsys):
     assert capsys.readouterr().err == f"{told}\n"
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0, LookupError)
+
+
+def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert run_command(lambda: print("na\u00efve \u4e2d", flush=True)) == 0
+    assert shown.getvalue().split() == [rb"na\xefve", rb"\u4e2d"]
 
 
 @pytest.mark.parametrize("replace", [False, True])

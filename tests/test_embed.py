@@ -13,7 +13,7 @@ import torch
 from conftest import save_random_model
 from tokenizers.normalizers import Lowercase
 from torch import Tensor
-from training_runs import forked
+from training_runs import Forked, forked
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
@@ -281,6 +281,7 @@ def test_what_a_killed_command_left_in_the_first_part_is_no_hindrance(folder, co
         part.rename(output / f".{part.name}.123")
     assert run(folder, corpus, output) == 0
     assert len(read_parquet(output)) == len(LINES)
+    assert sorted(path.name for path in output.iterdir()) == [".embed.json", "part-000000.parquet"]
 
 
 def test_other_settings_or_input_are_not_mixed_in(folder, corpus, tmp_path, capsys):
@@ -323,6 +324,30 @@ def test_means_of_half_precision_are_exact():
     assert pool(vectors, "mean").tolist() == [1.00390625]
 
 
+@pytest.mark.parametrize("name", ["out", "out.hdf5"])
+def test_a_command_writes_alone(name, folder, corpus, tmp_path, monkeypatch, capsys):
+    original, codes = embed_module.embed_window, []
+
+    def meanwhile(*args):
+        monkeypatch.setattr(embed_module, "embed_window", original)
+        codes.extend(run(folder, corpus, tmp_path / name, *some) for some in ([], ["--layers", "top"], ["--overwrite"]))
+        return original(*args)
+
+    monkeypatch.setattr(embed_module, "embed_window", meanwhile)
+    assert run(folder, corpus, tmp_path / name) == 0 and codes == [2, 2, 2]
+    assert capsys.readouterr().err.count(f"error: another command is writing into {tmp_path / name}: wait for it") == 3
+    assert not list(tmp_path.rglob("*.lock"))
+    assert run(folder, corpus, tmp_path / name, "--overwrite", "--layers", "top") == 0
+
+
+def test_settings_without_parts_count(folder, corpus, tmp_path, capsys):
+    """Others that are orphans of a killed command may go on with them."""
+    assert run(folder, corpus, tmp_path / "out") == 0
+    (tmp_path / "out" / "part-000000.parquet").unlink()
+    assert run(folder, corpus, tmp_path / "out", "--layers", "top") == 2
+    assert "differ in layers ('mix', now 'top')" in capsys.readouterr().err
+
+
 def test_a_changed_model_is_another_setting(folder, corpus, tmp_path, capsys):
     changed = tmp_path / "model"
     shutil.copytree(folder, changed)
@@ -349,13 +374,21 @@ def test_a_changed_configuration_or_tokenizer_is_another_setting(folder, corpus,
     assert "differ in tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", ["jsonl.gz", "tsv.gz", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", "tsv.gz", "csv", "JSONL.GZ", "CSV.GZ"])
 def test_tables_may_be_compressed(folder, tmp_path, ending):
     lines = {"jsonl.gz": ['{"n": 1, "text": "a b"}', '{"n": 2, "text": "c"}'], "tsv.gz": ["n\ttext", "1\ta b", "2\tc"]}
-    content = "\n".join(lines.get(ending, ["n,text", "1,a b", "2,c"])).encode()
-    (tmp_path / f"texts.{ending}").write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    content = "\n".join(lines.get(ending.lower(), ["n,text", "1,a b", "2,c"])).encode()
+    (tmp_path / f"texts.{ending}").write_bytes(gzip.compress(content) if ending.lower().endswith("gz") else content)
     assert run(folder, tmp_path / f"texts.{ending}", tmp_path / "out", "--column", "text") == 0
     assert [list(row["words"]) for row in read_parquet(tmp_path / "out")] == [["a", "b"], ["c"]]
+
+
+def test_words_with_spaces_need_lists_of_words(folder, tmp_path):
+    rows = [{"text": "New\u00a0York is\u2009big", "words": ["New\u00a0York", "is", "very big"]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    for column, words in (("text", ["New", "York", "is", "big"]), ("words", rows[0]["words"])):
+        assert run(folder, tmp_path / "a.jsonl", tmp_path / column, "--column", column, "--pre_tokenized") == 0
+        assert list(read_parquet(tmp_path / column)[0]["words"]) == words
 
 
 def test_columns_of_texts_and_kinds_of_files_that_do_not_go_together(folder, corpus, tmp_path, capsys):
@@ -420,6 +453,35 @@ def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
     code, told = forked(arguments, tmp_path / "told", processes=2, script="modeling_elmo.embed")
     assert code == 0 and f"{tmp_path / 'two'}: {len(LINES)} texts" in told, told
     assert_same_parts(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_mistakes_are_told_once_by_two_processes(folder, corpus, tmp_path):
+    assert run(folder, corpus, tmp_path / "out") == 0
+    for options, message in ((["--layers", "top"], "differ in layers"), (["--layers", "7"], "layers must be one of")):
+        ran = Forked(
+            [str(folder), str(corpus), str(tmp_path / "out"), *options],
+            tmp_path / "told",
+            2,
+            script="modeling_elmo.embed",
+        )
+        assert ran.wait() == 2
+        assert [process.exitcode for process in ran.processes] == [2, 2]
+        assert ran.text().count("error: ") == ran.text().count(message) == 1 and "Traceback" not in ran.text()
+
+
+def test_control_characters_in_cells_are_spaces_as_in_lines(folder, tmp_path, capsys):
+    rows = [{"text": "a\x00b \x85c", "words": ["a\x00b", "c d"]}, {"text": "d\te", "words": []}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.txt").write_text("\n".join(row["text"] for row in rows))
+    for name, column in (("a.jsonl", ["--column", "text"]), ("a.txt", [])):
+        assert run(folder, tmp_path / name, tmp_path / name.replace(".", ""), *column) == 0
+        assert "2 control characters were read as spaces" in capsys.readouterr().out
+        words = [list(row["words"]) for row in read_parquet(tmp_path / name.replace(".", ""))]
+        assert words == [["a", "b", "c"], ["d", "e"]]
+    assert run(folder, tmp_path / "a.jsonl", tmp_path / "lists", "--column", "words") == 0
+    assert "control characters" not in capsys.readouterr().out
+    assert list(read_parquet(tmp_path / "lists")[0]["words"]) == rows[0]["words"]
 
 
 def test_cells_of_tables_are_texts_as_they_stand(folder, tmp_path, capsys):

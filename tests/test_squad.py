@@ -86,6 +86,8 @@ FORMS = {
     "list.json": lambda path: write(path, json.dumps(listed(ROWS), indent=1)),
     "data.json": lambda path: write(path, json.dumps({"version": 2, "data": ROWS})),
     "rows.parquet": lambda path: write_parquet(path, ROWS),
+    "ROWS.PARQUET": lambda path: write_parquet(path, ROWS),
+    "NESTED.JSON.GZ": lambda path: write(path, gzip.compress(json.dumps(nested(ROWS)).encode())),
 }
 
 

@@ -53,6 +53,8 @@ def test_kinds_are_told_by_the_file_and_not_by_its_folder(tmp_path):
     (tmp_path / "my.tsv.d").mkdir()
     assert read(tmp_path / "my.tsv.d", "train.csv", "text,label\na,0\n") == [{"text": "a", "label": "0"}]
     assert read(tmp_path, "A.CSV", "text,label\na,0\n") == [{"text": "a", "label": "0"}]
+    (tmp_path / "B.TSV.GZ").write_bytes(gzip.compress(b"text\tlabel\na\t0\n"))
+    assert read_table_file(str(tmp_path / "B.TSV.GZ")).to_list() == [{"text": "a", "label": "0"}]
 
 
 @pytest.mark.parametrize("ending", ["csv.gz", "tsv.gz"])

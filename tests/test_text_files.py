@@ -105,10 +105,27 @@ def test_a_byte_order_mark_at_the_start_of_each_file_and_windows_line_ends_are_d
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_compressed_files_read_as_plain_ones(tmp_path, suffix):
-    lines, report = read(write(tmp_path / f"text.txt{suffix}", COMPRESS[suffix](TEXT)))
-    assert lines == TEXT.decode().splitlines()
-    assert report.lines == len(lines)
+    for name in (f"text.txt{suffix}", f"TEXT.TXT{suffix.upper()}"):
+        lines, report = read(write(tmp_path / name, COMPRESS[suffix](TEXT)))
+        assert lines == TEXT.decode().splitlines()
+        assert report.lines == len(lines)
     assert read(write(tmp_path / f"none{suffix}", COMPRESS[suffix](b"")))[0] == []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("text", [TEXT, b""], ids=["text", "empty"])
+def test_what_is_compressed_under_another_name_is_told(tmp_path, suffix, text):
+    path = write(tmp_path / "text.txt", COMPRESS[suffix](text))
+    with pytest.raises(DataError, match=rf"those of a {suffix} file, not of text: call it text.txt{suffix}$"):
+        read(path)
+    path = write(tmp_path / "text.txt.GZ", gzip.compress(COMPRESS[suffix](text)))
+    with pytest.raises(DataError, match=rf"text.txt.GZ are those of a {suffix} file, not of text: unpack it$"):
+        read(path)
+
+
+def test_texts_may_begin_as_compressed_files_and_tables_do(tmp_path):
+    for line in ("PAR1 is a receptor .", "BZh9 and its neighbours"):
+        assert read(write(tmp_path / "text.txt", f"{line}\n".encode()))[0] == [line]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -232,6 +249,14 @@ def test_cells_of_the_first_text_column_or_of_a_chosen_one_are_read(tmp_path):
     assert lines == ["a", "b", "", "naïve "]
     assert (report.lines, report.control_characters) == (4, 1)
     assert read(path, text_column="other")[0] == ["c", "d", "e", "f"]
+
+
+def test_tables_are_known_by_their_name_in_any_case_and_by_their_first_bytes(tmp_path):
+    for cells in (["a", "b"], pyarrow.array([], pyarrow.string())):
+        path = write_parquet(tmp_path / "X.PARQUET", {"text": cells})
+        assert read(path)[0] == list(cells)
+        with pytest.raises(DataError, match=r"those of a .parquet file, not of text: call it x.txt.parquet"):
+            read(path.rename(tmp_path / "x.txt"))
 
 
 def test_large_strings_and_invalid_utf8_of_parquet_files_are_read(tmp_path):

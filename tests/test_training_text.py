@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -95,6 +97,8 @@ def test_tables_of_parquet(read, file, tmp_path):
     parquet.write_table(pyarrow.table({"title": ["t"] * 120, "body": LINES, "n": range(120)}), path)
     assert all_sentences(read(path, text_column_name="body")) == all_sentences(read(file))
     assert all_sentences(read(path)) == [["t"]] * 120
+    path = path.rename(tmp_path / "TABLE.PARQUET")
+    assert all_sentences(read(path, text_column_name="body")) == all_sentences(read(file))
     with pytest.raises(DataError, match="has no text column 'n'"):
         read(path, text_column_name="n")
 
@@ -109,6 +113,21 @@ def test_a_data_set_is_the_same_as_a_stream(read, file, tmp_path):
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": "other words"}) + "\n" for _ in LINES))
     for streaming in (False, True):
         assert all_sentences(read(dataset_name=str(folder), streaming=streaming)) == [["other", "words"]] * 120
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_copied_and_touched_folder_is_the_same_text(read, file, tmp_path, not_written, streaming):
+    folder, copy = tmp_path / "set", tmp_path / "copy"
+    folder.mkdir()
+    file.rename(folder / "train.txt")
+    first = read(dataset_name=str(folder), streaming=streaming)
+    shutil.copytree(folder, copy)
+    os.utime((copy / "train.txt").rename(copy / "test.txt"), (0, 0))
+    with pytest.raises(DataError, match="cannot be read, split 'train'"):
+        read(dataset_name=str(copy), streaming=streaming)
+    (copy / "test.txt").rename(copy / "train.txt")
+    not_written()
+    assert read(dataset_name=str(copy), streaming=streaming).train.folder == first.train.folder
 
 
 # --- tokenised once ---------------------------------------------------------------------------------------------------
@@ -165,6 +184,16 @@ def test_another_split_of_a_data_set_is_another_text(read, tmp_path, streaming):
         (folder / f"{split}.jsonl").write_text(json.dumps({"text": f"of {split}"}) + "\n" + '{"text": "x"}\n' * 60)
     texts = [read(dataset_name=str(folder), dataset_split=split, streaming=streaming) for split in ("train", "test")]
     assert [all_sentences(text)[0] for text in texts] == [["of", "train"], ["of", "test"]]
+
+
+def test_how_a_file_is_read_makes_another_folder(read, file, tmp_path, monkeypatch):
+    packed = tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr("modeling_elmo.text_files.SIGNATURES", {})  # as for a format that is not known
+    some = {"validation_file": [str(file)]}
+    wrong = read(packed.rename(tmp_path / "packed.txt"), **some)
+    right = read((tmp_path / "packed.txt").rename(packed), **some)
+    assert sentences_of(right.train) == sentences_of(right.validation) != sentences_of(wrong.train)
 
 
 def test_boundaries_of_files_are_boundaries_of_lines_and_of_the_key(read, tmp_path):

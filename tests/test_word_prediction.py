@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoTokenizer, substitutes
@@ -113,6 +114,21 @@ def test_the_pipeline_fills_gaps(folder, model, tokenizer):
     assert fill(["The [MASK] sat.", "A [MASK]"], top_k=1)[0][0] == found[0]
 
 
+def test_targets_that_are_no_words_of_the_vocabulary_are_told(model, tokenizer, caplog):
+    fill = ElmoFillMaskPipeline(model=model, tokenizer=tokenizer)
+    fill("The [MASK] sat.", targets=["mat", "cat"])
+    assert not caplog.records
+    fill("The [MASK] sat.", targets=["mat", "unheard-of", "Cat"])
+    assert caplog.messages == ["targets that are not in the model's vocabulary are left out: unheard-of, Cat"]
+
+
+def test_targets_are_normalised(model):
+    tokenizer = ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", *WORDS])
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    found = ElmoFillMaskPipeline(model=model, tokenizer=tokenizer)("The [MASK] sat.", targets=["MAT", "Cat"])
+    assert sorted(item["token_str"] for item in found) == ["cat", "mat"]
+
+
 @pytest.mark.parametrize("batch_size", [2, 3])
 def test_the_pipeline_takes_texts_together(folder, batch_size):
     """Also of different lengths and with different numbers of gaps."""
@@ -159,12 +175,27 @@ def test_the_command_prints_tables(folder, capsys):
 
 
 def test_the_command_reads_standard_input(folder, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("the [cat] sat.\n\nA [ mat ] .\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the [cat] sat.\n\nA [ mat ] .\n")))
     assert substitutes.main([str(folder), "--json", "--pre_tokenized", "--top_k", "2"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["words"] == ["the", "cat", "sat."] and first["position"] == 1
     assert second["words"] == ["A", "mat", "."] and second["position"] == 1
     assert all(len(second[name]) == 2 for name in ("both", "forward", "backward"))
+
+
+def test_the_command_reads_standard_input_as_files_are_read(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe [cat] caf\xe9\x00.\r\n"), "ascii"))
+    assert substitutes.main([str(folder), "--json", "--pre_tokenized"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["words"] == ["the", "cat", "caf\ufffd", "."]
+    assert "1 invalid UTF-8 sequences in 1 lines" in told.err and "1 control characters" in told.err
+
+
+def test_the_command_prints_json_in_any_encoding(folder, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    assert substitutes.main([str(folder), "na\u00efve [cat] \U0001f600", "--json", "--pre_tokenized"]) == 0
+    assert json.loads(shown.getvalue())["words"] == ["na\u00efve", "cat", "\U0001f600"]
 
 
 @pytest.mark.parametrize(
