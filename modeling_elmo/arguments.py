@@ -154,7 +154,7 @@ class PretrainingArguments:
         None, "column of texts in a data set or Parquet file; default: the first column of strings"
     )
     sentence_per_line: bool = flag(False, "each line is a sentence, and is to be split into words only")
-    pre_tokenized: bool = flag(False, "each line is a sentence whose words are already separated by spaces")
+    pre_tokenized: bool = flag(False, "each line is a sentence whose words are already separated by white space")
     data_cache_dir: str | None = flag(None, "where tokenised texts are kept; default: ~/.cache/modeling_elmo/corpora")
     # Model and vocabulary
     model_name_or_path: str | None = flag(None, "start from this model, its configuration and its vocabulary")
