@@ -145,7 +145,10 @@ class FinetuningArguments(TrainingArguments):
 
     def _check_flags(self):
         """Raise an `ArgumentsError` for flags of `TrainingArguments` that make no sense here, and for bad numbers."""
-        has_lost_noise = self.neftune_noise_alpha is not None and self.cache_features and not self.finetune_bilm
+        from_disk = self.cache_features and not self.finetune_bilm
+        adds_noise = self.neftune_noise_alpha is not None
+        counts = self.include_num_input_tokens_seen not in (False, "no")
+        no_ids = "layers on disk stand in for characters: add --cache_features false"
         for name, is_set, reason in (
             ("remove_unused_columns", self.remove_unused_columns, "collators need all columns"),
             ("prediction_loss_only", self.prediction_loss_only, "scores need all predictions"),
@@ -153,7 +156,8 @@ class FinetuningArguments(TrainingArguments):
             ("eval_do_concat_batches false", not self.eval_do_concat_batches, "scores need all predictions"),
             ("include_for_metrics", self.include_for_metrics, "the scores do not look at the inputs"),
             ("use_liger_kernel", self.use_liger_kernel, "Liger has no kernels for ELMo"),
-            ("neftune_noise_alpha", has_lost_noise, "layers on disk have no noise: add --cache_features false"),
+            ("neftune_noise_alpha", adds_noise and from_disk, no_ids),
+            ("include_num_input_tokens_seen", counts and from_disk, no_ids),
         ):
             if is_set:
                 raise ArgumentsError(f"--{name} cannot be had: {reason}")

@@ -412,8 +412,12 @@ def bad_rows(tmp_path, rows) -> Path:
             {"eval_do_concat_batches": "false"},
             "--eval_do_concat_batches false cannot be had: scores need all predictions",
         ),
+        (
+            {"include_num_input_tokens_seen": "true"},
+            "layers on disk stand in for characters: add --cache_features false",
+        ),
         ({"use_liger_kernel": "true"}, "--use_liger_kernel cannot be had: Liger has no kernels for ELMo"),
-        ({"neftune_noise_alpha": 5}, "layers on disk have no noise: add --cache_features false"),
+        ({"neftune_noise_alpha": 5}, "layers on disk stand in for characters: add --cache_features false"),
         (
             {"task_name": "stsb", "label_smoothing_factor": 0.1},
             "--label_smoothing_factor cannot be had: numbers are no",
