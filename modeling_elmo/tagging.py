@@ -96,8 +96,8 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     """Sentences of a .json, .jsonl or .parquet table, or of a file of columns with another name; each also as .gz.
 
     Raises:
-        DataError: a file that cannot be read; no such column; a row of another width; as many tags as words are
-            missing, unless `needs_tags` is false and there are none at all.
+        DataError: a file that cannot be read; no such column; a row of another width, or without tabs where others
+            have some; as many tags as words are missing, unless `needs_tags` is false and there are none at all.
     """
     if not os.path.isfile(name):
         raise DataError(f"{name} is no file")
