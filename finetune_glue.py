@@ -129,6 +129,8 @@ def make_task(name: str, args: GlueArguments) -> Task:
     data = read_data(name, args)
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     names = data.label_names
+    if names is None and args.label_smoothing_factor:
+        raise ArgumentsError("--label_smoothing_factor cannot be had: numbers are no labels to smooth; leave it out")
     options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if names is not None:
         options = {"id2label": dict(enumerate(names)), "label2id": {label: i for i, label in enumerate(names)}}

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers.utils import logging
@@ -90,6 +91,8 @@ class SquadArguments(FinetuningArguments):
         for name in ("max_question_length", "n_best_size", "max_answer_length"):
             if getattr(self, name) < 1:
                 raise ArgumentsError(f"--{name} must be 1 or more, not {getattr(self, name)}")
+        if self.label_smoothing_factor:
+            raise ArgumentsError("--label_smoothing_factor cannot be had: spans have no labels to smooth; leave it out")
 
 
 def read_data(args: SquadArguments, counts: SquadReport) -> dict[str, list[Question]]:
@@ -144,8 +147,8 @@ class Answers:
         places, numbers = output.label_ids[-1].T
         split = list(self.splits)[places[0]]
         questions, windows = self.splits[split]
-        windows = [windows[number] for number in numbers]
-        starts, ends = output.predictions[:2]
+        order = np.argsort(numbers)
+        starts, ends = (logits[order] for logits in output.predictions[:2])
         args, version_2 = self.args, self.args.version_2_with_negative
         limits = (args.n_best_size, args.max_answer_length, version_2, args.null_score_diff_threshold)
         return split, questions, predict_answers(questions, windows, starts, ends, *limits)

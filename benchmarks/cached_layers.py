@@ -20,8 +20,7 @@ from timing import CONFIGS, Table, interleaved
 sys.path.insert(0, str(CONFIGS.parent))
 from finetune_glue import collate
 from modeling_elmo import ElmoConfig, ElmoForSequenceClassification, ElmoTokenizer
-from modeling_elmo.finetuning import CachedCollator
-from modeling_elmo.layer_cache import LayerCache
+from modeling_elmo.layer_cache import CachedCollator, LayerCache
 from modeling_elmo.sentence_tasks import TaskSpec, load_files, prepare
 
 

@@ -8,6 +8,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from torch.utils.data import SequentialSampler
+from huggingface_hub.errors import HTTPError  # of the HTTP library that this release of huggingface_hub uses
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
@@ -25,7 +27,7 @@ from .allennlp_format import listing
 from .arguments import ArgumentsError, flag
 from .commands import whole_file
 from .configuration_elmo import ElmoConfig
-from .layer_cache import LayerCache
+from .layer_cache import CachedCollator, LayerCache
 from .loading import MismatchError, load_config, load_model
 from .modeling_elmo import ElmoScalarMix
 from .processes import on_all, on_main
@@ -41,6 +43,17 @@ FEATURES = ("elmo", "layer_0", "random")
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos", "preparation_time")
 LAST = ("last", "true", "True")  # of --resume_from_checkpoint
 CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
+
+
+@contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """What transformers raises while it makes things as flags say, as an `ArgumentsError`: bad values, missing packages
+    (a `RuntimeError` where they are trackers'), a Hub that is out of reach."""
+    try:
+        yield
+    except (HTTPError, ImportError, OSError, RuntimeError, ValueError) as error:
+        place = "--push_to_hub: " if isinstance(error, HTTPError) else ""
+        raise ArgumentsError(place + " ".join(str(error).split())) from error
 
 
 @dataclass
@@ -117,7 +130,8 @@ class FinetuningArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else several processes would each train a model of its own
         metric, greater_is_better = self.metric_for_best_model, self.greater_is_better
-        super().__post_init__()
+        with told_in_a_line():
+            super().__post_init__()
         if metric is None:  # the task's, and not the loss
             self.metric_for_best_model, self.greater_is_better = None, greater_is_better
         self.seeds = self.seeds or [self.seed]
@@ -131,16 +145,34 @@ class FinetuningArguments(TrainingArguments):
 
     def _check_flags(self):
         """Raise an `ArgumentsError` for flags of `TrainingArguments` that make no sense here, and for bad numbers."""
-        for name in ("remove_unused_columns", "prediction_loss_only", "batch_eval_metrics"):
-            if getattr(self, name):
-                raise ArgumentsError(f"--{name} cannot be had: scores need all predictions, and collators all columns")
-        if self.include_for_metrics:
-            raise ArgumentsError("--include_for_metrics cannot be had: the scores do not look at the inputs")
+        from_disk = self.cache_features and not self.finetune_bilm
+        adds_noise = self.neftune_noise_alpha is not None
+        counts = self.include_num_input_tokens_seen not in (False, "no")
+        no_ids = "layers on disk stand in for characters: add --cache_features false"
+        for name, is_set, reason in (
+            ("remove_unused_columns", self.remove_unused_columns, "collators need all columns"),
+            ("prediction_loss_only", self.prediction_loss_only, "scores need all predictions"),
+            ("batch_eval_metrics", self.batch_eval_metrics, "scores need all predictions"),
+            ("eval_do_concat_batches false", not self.eval_do_concat_batches, "scores need all predictions"),
+            ("include_for_metrics", self.include_for_metrics, "the scores do not look at the inputs"),
+            ("use_liger_kernel", self.use_liger_kernel, "Liger has no kernels for ELMo"),
+            ("neftune_noise_alpha", adds_noise and from_disk, no_ids),
+            ("include_num_input_tokens_seen", counts and from_disk, no_ids),
+        ):
+            if is_set:
+                raise ArgumentsError(f"--{name} cannot be had: {reason}")
         sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_seq_length")
-        for name in (*sizes, "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        steps = ("gradient_accumulation_steps", "eval_accumulation_steps")
+        at_least = dict.fromkeys((*sizes, *steps, "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
+        rates = ("learning_rate", "bilm_learning_rate", "scalar_mix_learning_rate")
+        at_least |= dict.fromkeys((*rates, "weight_decay", "dataloader_num_workers"), 0)
+        for name, least in at_least.items():
             value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ArgumentsError(f"--{name} must be 1 or more, not {value}")
+            if value is not None and not value >= least:
+                raise ArgumentsError(f"--{name} must be {least} or more, not {value}")
+        for seed in (self.seed, *self.seeds):
+            if not 0 <= seed < 2**32:  # NumPy takes no others
+                raise ArgumentsError(f"--seed and --seeds must be from 0 to {2**32 - 1}, not {seed}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ArgumentsError(f"--seeds {' '.join(map(str, self.seeds))}: the same seed gives the same model")
 
@@ -258,20 +290,37 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
 
 
 class ElmoTrainer(Trainer):
-    """`Trainer` with learning rates of their own for the biLM and for the weights of the layers, and predictions in the
-    order of the data."""
+    """`Trainer` with learning rates of their own for the biLM and for the weights of the layers, and predictions for
+    all data, in their order."""
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)  # also with group_by_length
 
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        drops_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops_last and is_training  # all data are to be scored
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)  # type: ignore[misc]
+        finally:
+            self.args.dataloader_drop_last = drops_last
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        with told_in_a_line():
+            return super().create_scheduler(*args, **kwargs)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
+        with told_in_a_line():
+            optimizer = super().create_optimizer(*args, **kwargs)
         model, arguments = cast(Any, self.model), cast(Any, self.args)
         _set_learning_rate(optimizer, model.elmo.parameters(), arguments.bilm_learning_rate)
         if arguments.scalar_mix_learning_rate is not None:
             mixes = [module.weights for module in model.modules() if isinstance(module, ElmoScalarMix)]
             _set_learning_rate(optimizer, mixes, arguments.scalar_mix_learning_rate)
         return optimizer
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        # The mixes' weights have a pull of their own, `scalar_mix_l2`, and gamma is a scale that begins at 1.
+        return [name for name in super().get_decay_parameter_names(model) if "scalar_mix." not in name]
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         return 0  # Trainer would count characters for words
@@ -286,20 +335,6 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[to
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
             options = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
             optimizer.add_param_group({**options, "params": inside, "lr": rate, "has_own_rate": True})
-
-
-class CachedCollator:
-    """A collator whose batches have the biLM's layers in the place of ids."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any], cache: LayerCache):
-        self.collate = collate
-        self.cache = cache
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        batch = dict(self.collate(examples))
-        batch["hidden_states"] = self.cache.look_up(batch)
-        del batch["input_ids"]
-        return batch
 
 
 def with_cache(
@@ -368,21 +403,21 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     if args.do_predict:
         splits |= task.test
     train = task.train if args.do_train else None
-    for split, dataset in {**({} if train is None else {"train": train}), **splits}.items():
-        if len(dataset) == 0:
-            raise DataError(f"the {split} data have nothing to train on or to score")
-    checkpoint = find_checkpoint(args)  # rather now than after the layers were computed
+    _check_sizes(train, splits, args)
+    checkpoint = find_checkpoint(args)
     if args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = f"eval_{task.best_metric}", True
-    trainer = trainer_class(
-        model=task.model,
-        args=args,
-        data_collator=with_cache(args, task.model, task.collate, [*([train] if train else []), *splits.values()]),
-        train_dataset=train,
-        eval_dataset=next(iter(splits.values()), None),
-        processing_class=task.tokenizer,
-        compute_metrics=task.compute_metrics,
-    )
+    with told_in_a_line():  # rather now than after the layers were computed
+        trainer = trainer_class(
+            model=task.model,
+            args=args,
+            data_collator=task.collate,
+            train_dataset=train,
+            eval_dataset=next(iter(splits.values()), None),
+            processing_class=task.tokenizer,
+            compute_metrics=task.compute_metrics,
+        )
+    trainer.data_collator = with_cache(args, task.model, task.collate, [*([train] if train else []), *splits.values()])
     metrics: Metrics = {}
     if train is not None:
         metrics.update(_trained(trainer, checkpoint))
@@ -401,6 +436,19 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
         write_json(folder / "all_results.json", metrics)
         write_json(folder / "layer_weights.json", layers)
     return metrics
+
+
+def _check_sizes(train: Dataset | None, splits: Mapping[str, Dataset], args: FinetuningArguments):
+    """Raise a `DataError` for data with nothing to train on or to score."""
+    for split, dataset in {**({} if train is None else {"train": train}), **splits}.items():
+        if len(dataset) == 0:
+            raise DataError(f"the {split} data have nothing to train on or to score")
+    batch = args.train_batch_size * args.world_size
+    if train is not None and args.dataloader_drop_last and len(train) < batch:
+        raise DataError(
+            f"{len(train)} training examples make no batch of {batch}, and --dataloader_drop_last leaves smaller ones "
+            "out: leave that flag out, or make --per_device_train_batch_size smaller"
+        )
 
 
 def _trained(trainer: ElmoTrainer, checkpoint: str | None) -> Metrics:

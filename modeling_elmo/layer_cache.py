@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,20 @@ class LayerCache:
                 begin += length
         found = torch.from_numpy(layers)
         return found if self.dtype == torch.float32 else found.view(self.dtype)
+
+
+class CachedCollator:
+    """A collator whose batches have the biLM's layers in the place of ids."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], cache: LayerCache):
+        self.collate = collate
+        self.cache = cache
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        batch = dict(self.collate(examples))
+        batch["hidden_states"] = self.cache.look_up(batch)
+        del batch["input_ids"]
+        return batch
 
 
 def _texts(batch: Mapping[str, Any]) -> Iterator[list[np.ndarray]]:

@@ -87,8 +87,16 @@ class ElmoPreTrainedModel(PreTrainedModel):
         # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.
         super()._initialize_weights(module)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        embedding = super().resize_token_embeddings(*args, **kwargs)
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args, **kwargs
+    ) -> nn.Embedding:
+        size = self.get_input_embeddings().num_embeddings
+        if self.config.cnn_filters and (new_num_tokens not in (None, size) or pad_to_multiple_of):
+            raise ValueError(
+                f"this model spells words in characters, of which its table always has {size}: new words need no place "
+                "there, so leave resize_token_embeddings out"
+            )
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, *args, **kwargs)
         if not self.config.cnn_filters:  # a table of words, whose size has a name of its own
             self.config.word_vocab_size = embedding.num_embeddings
         return embedding

@@ -6,7 +6,7 @@ one of labels.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,23 +193,37 @@ def _label_names(
 ) -> list[str] | None:
     """The names of the labels in the order of their ids; `None` for numbers."""
     source = "train" if "train" in tables else next(iter(tables))
-    distinct = {label for label in labels[source] if label is not None}
-    if spec.is_regression or (spec.is_regression is None and known is None and _has_fractions(distinct)):
+    if spec.is_regression or (spec.is_regression is None and known is None and _are_numbers(labels[source], source)):
         return None
     if known is not None:
         return list(known)
     if spec.label_names:
         return list(spec.label_names)
     feature = tables[source].features.get(column)
+    distinct = {label for label in labels[source] if label is not None}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sorted(distinct, key=_by_number)
     if not names:
         raise DataError(f"the {source} data have no labels to learn or to score")
     return names
 
 
-def _has_fractions(labels: Iterable[str]) -> bool:
-    numbers = [_number(label) for label in labels]
-    return None not in numbers and any(number != int(number) for number in numbers if number is not None)
+def _are_numbers(labels: Sequence[str | None], split: str) -> bool:
+    """Whether labels are to be predicted as numbers: those of which some have a fraction.
+
+    Raises:
+        DataError: most are such numbers, and some are none.
+    """
+    given = {row: label for row, label in enumerate(labels) if label is not None}
+    numbers = {row: number for row, label in given.items() if (number := _number(label)) is not None}
+    if all(number == int(number) for number in numbers.values()):
+        return False
+    others = [row for row in given if row not in numbers]
+    if 0 < len(others) < len(numbers):
+        raise DataError(
+            f"{split}, row {others[0]}: the label {given[others[0]]!r} is no number, but most are, with fractions: "
+            "correct it, or pass --is_regression false if labels are names of classes"
+        )
+    return not others
 
 
 def _number(label: str) -> float | None:

@@ -153,9 +153,10 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         loss = None
         if labels is not None:
             labels = labels.to(logits.device)
+            problem_type = self.config.problem_type or problem_type_of(labels, self.num_labels)
+            loss = classification_loss(logits, labels, self.num_labels, problem_type) + self.penalty()
             if self.config.problem_type is None:  # for the saved model: pipelines squash scores by it
-                self.config.problem_type = problem_type_of(labels, self.num_labels)  # type: ignore[assignment]
-            loss = classification_loss(logits, labels, self.num_labels, self.config.problem_type) + self.penalty()
+                self.config.problem_type = problem_type  # type: ignore[assignment]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return SequenceClassifierOutput(

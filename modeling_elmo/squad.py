@@ -357,7 +357,14 @@ def predict_answers(
         n_best_size: candidates for each question.
         max_answer_length: words of the longest answer; 17 as in the ELMo paper.
         version_2: whether there may be no answer: there is none if `null_odds` is above `null_threshold`.
+
+    Raises:
+        ValueError: logits of fewer or more windows than there are.
     """
+    if not len(windows) == len(start_logits) == len(end_logits):
+        raise ValueError(
+            f"there are {len(windows)} windows, but predictions for {len(start_logits)}: give one for each"
+        )
     starts, ends = context_scores(start_logits, windows), context_scores(end_logits, windows)
     found = best_answers(windows, starts, ends, len(questions), max_answer_length, n_best_size)
     nulls = np.full(len(questions), np.inf)  # (questions,): the window that is least sure that there is none

@@ -96,8 +96,8 @@ def read_file(name: str, columns: Columns, needs_tags: bool = True) -> list[Tagg
     """Sentences of a .json, .jsonl or .parquet table, or of a file of columns with another name; each also as .gz.
 
     Raises:
-        DataError: a file that cannot be read; no such column; a row of another width; as many tags as words are
-            missing, unless `needs_tags` is false and there are none at all.
+        DataError: a file that cannot be read; no such column; a row of another width, or without tabs where others
+            have some; as many tags as words are missing, unless `needs_tags` is false and there are none at all.
     """
     if not os.path.isfile(name):
         raise DataError(f"{name} is no file")
@@ -132,7 +132,9 @@ def _sentences_of_rows(name: str) -> Iterator[tuple[str, list[list[str]]]]:
     rows: list[list[str]] = []
     width, place = 0, ""
     is_conllu = ".conllu" in name.lower()
-    for number, line in enumerate(read_lines([name], report), 1):
+    lines = list(read_lines([name], report))
+    has_tabs = any("\t" in line and line.strip() for line in lines)
+    for number, line in enumerate(lines, 1):
         if is_conllu and line and not line.partition("\t")[0].isdecimal():
             continue  # a comment, or a range of words such as 3-4
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -140,8 +142,11 @@ def _sentences_of_rows(name: str) -> Iterator[tuple[str, list[list[str]]]]:
                 yield place, rows
             rows = []
             continue
+        if has_tabs and "\t" not in line:
+            hint = "; comments are known in .conllu files only" if line.startswith("#") else ""
+            raise DataError(f"{name}, line {number} has no tab, though others have: {line!r:.60}{hint}")
         # Not `split()`, which also separates at spaces that are a part of words.
-        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+        cells = line.split("\t") if has_tabs else [cell for cell in line.split(" ") if cell]
         width = width or len(cells)
         if len(cells) != width:
             raise DataError(f"{name}, line {number}: {len(cells)} columns, but {width} in the lines before it")

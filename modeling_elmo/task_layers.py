@@ -316,11 +316,16 @@ def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem
             and for labels that do not exclude each other.
 
     Raises:
-        ValueError: a class id out of range.
+        ValueError: a class id out of range; numbers that are not as many as the logits.
     """
     problem_type = problem_type or problem_type_of(labels, num_labels)
     logits = logits.float()
     if problem_type == "regression":
+        if labels.numel() != logits.numel():
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: make the "
+                "model with num_labels=1 for one number a text, or give labels of shape (batch, num_labels)"
+            )
         return F.mse_loss(logits.view(labels.shape), labels.float())
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.float())

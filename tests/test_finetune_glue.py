@@ -11,6 +11,7 @@ import torch
 from conftest import TINY
 from datasets import ClassLabel, Dataset
 from finetuning_runs import change_weights, command_line, run_script, save_pretrained
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file
 from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -192,6 +193,34 @@ def test_the_layers_weights_have_a_learning_rate_of_their_own(run, tmp_path):
         moved.append(model.features.scalar_mix.weights.detach())  # from zeros
     assert moved[0].abs().max() > 0
     torch.testing.assert_close(moved[1], 10 * moved[0])
+
+
+def test_weight_decay_spares_the_mix(run, tmp_path):
+    models = []
+    for decay in (0.0, 1.0):
+        assert run(**ONE_STEP, weight_decay=decay, output_dir=tmp_path / str(decay)) == 0
+        models.append(ElmoForSequenceClassification.from_pretrained(tmp_path / str(decay)))
+    without, with_decay = (model.features.scalar_mix for model in models)
+    assert without.gamma.equal(with_decay.gamma) and without.weights.equal(with_decay.weights)
+    assert not models[0].classifier.output.weight.equal(models[1].classifier.output.weight)
+
+
+def test_noise_on_characters(run, tmp_path):
+    weights = []
+    for alpha in (None, 5):
+        flags = {"neftune_noise_alpha": alpha, "cache_features": "false", "output_dir": tmp_path / str(alpha)}
+        assert run(**ONE_STEP, **flags) == 0
+        weights.append(load_file(tmp_path / str(alpha) / "model.safetensors")["classifier.output.weight"])
+    assert not weights[0].equal(weights[1])
+
+
+def test_batches_are_dropped_in_training_only(run, tmp_path):
+    sizes = {"per_device_train_batch_size": 10, "per_device_eval_batch_size": 7}
+    assert run(**sizes, dataloader_drop_last="true", num_train_epochs=1, head="linear") == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 6  # of 64 examples
+    for split, number in (("validation", 24), ("test", 8)):
+        assert len((out / f"{split}_predictions.tsv").read_text().splitlines()) == 1 + number
 
 
 def test_the_bilm_is_trained_on_request_with_its_own_learning_rate(run, tmp_path, bilm):
@@ -380,6 +409,31 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"remove_unused_columns": "true"}, "--remove_unused_columns cannot be had"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "load_best_model_at_end"),
         ({"metric_for_best_model": "beauty"}, "eval_beauty"),
+        (
+            {"eval_do_concat_batches": "false"},
+            "--eval_do_concat_batches false cannot be had: scores need all predictions",
+        ),
+        (
+            {"include_num_input_tokens_seen": "true"},
+            "layers on disk stand in for characters: add --cache_features false",
+        ),
+        ({"use_liger_kernel": "true"}, "--use_liger_kernel cannot be had: Liger has no kernels for ELMo"),
+        ({"neftune_noise_alpha": 5}, "layers on disk stand in for characters: add --cache_features false"),
+        (
+            {"task_name": "stsb", "label_smoothing_factor": 0.1},
+            "--label_smoothing_factor cannot be had: numbers are no",
+        ),
+        ({"seed": -1}, "--seed and --seeds must be from 0 to 4294967295, not -1"),
+        ({"seeds": [1, 2**32]}, "--seed and --seeds must be from 0 to 4294967295, not 4294967296"),
+        ({"learning_rate": -1}, "--learning_rate must be 0 or more, not -1.0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must be 1 or more, not 0"),
+        ({"dataloader_drop_last": "true", "max_train_samples": 5}, "5 training examples make no batch of 8"),
+        ({"report_to": "nonsense"}, "nonsense is not supported, only"),
+        ({"fsdp": "full_shard"}, "finetune_glue.py: Using fsdp only works in distributed training"),
+        ({"deepspeed": "x.json"}, "deepspeed"),
+        ({"optim": "lomo"}, "finetune_glue.py: You need to install `lomo_optim`"),
+        ({"adam_beta1": 2}, "finetune_glue.py: Invalid beta parameter"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "finetune_glue.py: One of min_lr or min_lr_rate"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, capsys, flags, message):
@@ -390,6 +444,15 @@ def test_mistakes_are_told_in_a_line(run, capsys, flags, message):
     assert code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_a_hub_out_of_reach(run, monkeypatch, capsys):
+    def create_repo(*args, **kwargs):
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    assert run(push_to_hub="true") == 2
+    assert capsys.readouterr().err == "finetune_glue.py: --push_to_hub: no route to host\n", "no layers were computed"
 
 
 def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):

@@ -159,6 +159,13 @@ def test_long_contexts_are_read_in_windows(run, data, tmp_path):
     assert load(out / "all_results.json")["validation_f1"] > 80
 
 
+def test_no_window_is_dropped(run, tmp_path):
+    flags = {"dataloader_drop_last": "true", "per_device_eval_batch_size": 7, "num_train_epochs": 1, "test_file": None}
+    assert run(version=2, **flags, **AT_THE_END) == 0
+    odds = load(tmp_path / "out" / "null_odds.json")
+    assert len(odds) == 16 and np.isfinite(list(odds.values())).all()
+
+
 def test_a_folder_several_seeds_and_fewer_samples(run, data, tmp_path, capsys):
     files = dict.fromkeys(("train_file", "validation_file", "test_file"))
     limits = {
@@ -219,6 +226,7 @@ def test_what_was_mended_is_told(run, tmp_path, caplog):
         ({"max_seq_length": 6}, "make max_seq_length (6) larger"),
         ({"max_answer_length": 0}, "--max_answer_length must be 1 or more, not 0"),
         ({"n_best_size": 0}, "--n_best_size must be 1 or more, not 0"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor cannot be had: spans have no labels to smooth"),
         ({"max_answer_len": 9}, "unknown argument '--max_answer_len': did you mean 'max_answer_length'?"),
         ({"train_file": "TEST"}, "has no column answers; its columns are id, question, context"),
     ],

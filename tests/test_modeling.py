@@ -563,6 +563,16 @@ def test_a_resized_word_table_can_be_saved_and_loaded(tmp_path):
     )
 
 
+def test_a_table_of_characters_is_not_resized():
+    model = make_model()
+    table = model.get_input_embeddings()
+    assert model.resize_token_embeddings() is model.resize_token_embeddings(table.num_embeddings) is table
+    for size in ((4,), (None, 64)):  # such as len(tokenizer)
+        with pytest.raises(ValueError, match=f"of which its table always has {table.num_embeddings}"):
+            model.resize_token_embeddings(*size)
+    assert len(model.get_input_embeddings().weight) == table.num_embeddings
+
+
 def test_a_hidden_size_that_contradicts_is_refused_when_loading(tmp_path):
     make_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="always 2 \\* projection_dim"):

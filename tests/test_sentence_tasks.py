@@ -104,6 +104,8 @@ def test_labels_of_all_kinds():
     assert labels([1.5, 0.0]) == ([1.5, 0.0], None)
     assert labels([1, 0], TaskSpec(is_regression=True)) == ([1.0, 0.0], None)
     assert labels([1.0, 2.5], TaskSpec(is_regression=False)) == ([0, 1], ["1", "2.5"])
+    assert labels(["2.7", "3.5", "other"], TaskSpec(is_regression=False)) == ([0, 1, 2], ["2.7", "3.5", "other"])
+    assert labels(["2.7", "old", "other"]) == ([0, 1, 2], ["2.7", "old", "other"])
     assert labels([1, 0], label=ClassLabel(names=["x", "y", "z"])) == ([1, 0], ["x", "y", "z"])
     rte = TaskSpec(label_names=GLUE["rte"].label_names)
     assert labels([1, 0], rte) == ([1, 0], ["entailment", "not_entailment"])
@@ -187,12 +189,18 @@ def test_a_class_of_minus_one_is_a_class():
     [
         ([1.5, float("nan")], None, "row 1: the label None is no number"),
         ([1.5, float("inf")], True, "row 1: the label 'inf' is no number"),
+        (
+            ["1.5", "2", "N/A", "4,5", "3"],
+            None,
+            "row 2: the label 'N/A' is no number, but most .* --is_regression false",
+        ),
+        (["0.5", "nan", "2"], None, "row 1: the label 'nan' is no number, but most"),
         (["yes", ""], None, "row 1: the label None is none"),
         ([[1], [2]], None, r"row 0: column 'label' has \[1\] instead of a label"),
     ],
 )
 def test_what_is_no_label_is_told_with_its_row(values, is_regression, message):
-    table = Dataset.from_dict({"text": ["a", "b"], "label": values})
+    table = Dataset.from_dict({"text": ["a"] * len(values), "label": values})
     with pytest.raises(DataError, match=f"train, {message}"):
         prepare(DatasetDict(train=table), TaskSpec(is_regression=is_regression))
 

@@ -290,6 +290,13 @@ def test_labels_out_of_range_are_refused():
         model(**make_pairs(model, [(2, 2)]), labels=torch.tensor([3]))
 
 
+def test_one_number_a_text_for_several_scores_is_refused():
+    model = make_classifier()
+    with pytest.raises(ValueError, match=r"labels of shape \(1,\) do not fit logits of shape \(1, 3\)"):
+        model(**make_pairs(model, [(2, 2)]), labels=torch.tensor([0.5]))
+    assert model.config.problem_type is None  # other labels may follow
+
+
 def test_empty_texts_have_finite_scores_and_gradients():
     model = make_classifier().train()
     batch = make_pairs(model, [(3, 2), (1, 1)])

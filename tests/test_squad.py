@@ -428,6 +428,13 @@ def test_a_context_without_words_has_no_answer():
     assert predict_answers(questions[:1], windows[:1], logits[:1], logits[:1])["1"].candidates == []
 
 
+def test_each_window_has_its_prediction():
+    questions = [question(["Ann"]), question(["Ann"], id="2")]
+    logits = np.zeros((1, 30), np.float32)
+    with pytest.raises(ValueError, match="2 windows, but predictions for 1"):
+        predict_answers(questions, window_texts(questions), logits, logits)
+
+
 def test_five_thousand_questions_take_seconds():
     offsets = np.arange(600).reshape(300, 2)
     windows = [Window(number, ["q"] * 10, ["w"] * 300, offsets) for number in range(5000)]

@@ -118,6 +118,8 @@ def test_what_files_of_columns_may_hold(tmp_path, end):
     assert pairs(sentences) == [(["a", "new\u00a0york", "1 000"], ["O", "B-LOC", "O"]), (["#", ""], ["O", "O"])]
     sentences = read_file(write(tmp_path, "a.txt", "new\u00a0york B-LOC"), Columns())
     assert pairs(sentences) == [(["new\u00a0york"], ["B-LOC"])]
+    sentences = read_file(write(tmp_path, "a.txt", "# O\n \t\nb O"), Columns())
+    assert pairs(sentences) == [(["#"], ["O"]), (["b"], ["O"])]
     assert read_file(write(tmp_path, "a.txt", "\n\n"), Columns()) == []
 
 
@@ -131,6 +133,9 @@ def test_bytes_that_are_no_text_are_told(tmp_path):
     [
         ("a O\nb B X\n", {}, r"a\.txt, line 2: 3 columns, but 2 in the lines before"),
         ("a O\n\nb\n", {}, "line 3: 1 columns, but 2 in"),
+        ("# newdoc\n# sent 1\na\tN\tO\n", {}, "line 1 has no tab, .*: '# newdoc'; comments are known in .conllu"),
+        ("a\tN\tO\n\n# sent 1\nb\tN\tO\n", {}, "line 3 has no tab, though others have: '# sent 1'; comments"),
+        ("a N\na\tN\n", {}, "line 1 has no tab, though others have: 'a N'$"),
         ("a\nb\n", {}, "has no tags: column 0 of 1 is that of the words"),
         ("a O\n", {"label": "2"}, "has 2 columns without names: label_column_name must be 0 to 1, not 2"),
         ("a O\n", {"text": "tokens"}, "text_column_name must be 0 to 1, not tokens"),

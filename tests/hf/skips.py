@@ -54,6 +54,10 @@ SKIPPED = {
         "test_output_router_logits_from_config",
     ],
     "the config holds no other configs": ["test_internal_model_config_and_subconfig_are_same"],
+    "words are spelt in characters, of which the table always has as many": [
+        "test_resize_embeddings_untied*",
+        "test_resize_tokens_embeddings*",
+    ],
     "the heads are neither left-to-right nor sequence-to-sequence language models": [
         "test_causal_lm_loss_honors_shift_labels",
         "test_encoder_decoder_loss_no_double_shift",
