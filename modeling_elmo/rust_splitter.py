@@ -60,7 +60,7 @@ def encode_examples(
     """The encodings of all examples, overflowing parts behind their first part, and the example each belongs to.
 
     Raises:
-        ValueError: parts that overlap by more than they hold.
+        ValueError: parts that overlap by more than they hold; a word on which the pre-tokenizer gives up.
     """
     if is_split_into_words:
         # Rust drops empty words, so they go as a space; `given_words` has them as they were.
@@ -72,7 +72,14 @@ def encode_examples(
             add_special_tokens=add_special_tokens,
         )
     except BaseException as error:
-        if type(error).__name__ != "PanicException" or splitter.truncation is None:  # Rust's, and no Exception
+        if type(error).__name__ != "PanicException":  # Rust's, and no Exception
+            raise
+        if "Regex" in str(error):
+            raise ValueError(
+                "the pre-tokenizer's regular expression gave up on a word ('ptb' does from some ten million characters "
+                "on): split the text by split_words, and pass its words with is_split_into_words=True"
+            ) from error
+        if splitter.truncation is None:
             raise
         raise ValueError(
             "stride={stride} is not smaller than what max_length={max_length} leaves for a text beside its boundaries "

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -522,6 +522,14 @@ def test_a_stride_that_leaves_no_room_is_an_error(tokenizer, texts, max_length, 
     assert len(tokenizer(*texts, stride=1, **arguments)["input_ids"]) == 5
     with pytest.raises(ValueError, match="lower stride or raise max_length"):
         tokenizer(*texts, stride=2, **arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"truncation": True, "max_length": 5}])
+def test_a_word_on_which_the_regular_expression_gives_up_is_an_error(options):
+    """As that of "ptb" does on ten million letters; Rust panics there, too."""
+    pattern = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")  # of which 64 letters are enough
+    with pytest.raises(ValueError, match="gave up on a word .* split the text by split_words, and pass its words"):
+        ElmoTokenizer(pre_tokenizer=pattern)("a" * 64, **options)
 
 
 @pytest.mark.parametrize("word", ["!!!MAXTERMID", "a\ud800"])
