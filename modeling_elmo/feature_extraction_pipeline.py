@@ -18,10 +18,10 @@ class ElmoFeatureExtractionPipeline(FeatureExtractionPipeline):
     tokenizer=tokenizer, pipeline_class=ElmoFeatureExtractionPipeline)`.
     """
 
-    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         output = self.model(**model_inputs)
         return {"last_hidden_state": output.last_hidden_state, "attention_mask": model_inputs["attention_mask"]}
 
-    def postprocess(self, model_outputs: dict[str, Any], return_tensors: bool = False) -> Any:
+    def postprocess(self, model_outputs: dict[str, Any], return_tensors: bool = False) -> Any:  # type: ignore[override]
         num_words = int(model_outputs["attention_mask"].sum(1).max())
         return super().postprocess([model_outputs["last_hidden_state"][:, :num_words]], return_tensors)
