@@ -528,7 +528,7 @@ def test_a_stride_that_leaves_no_room_is_an_error(tokenizer, texts, max_length, 
 def test_a_word_on_which_the_regular_expression_gives_up_is_an_error(options):
     """As that of "ptb" does on ten million letters; Rust panics there, too."""
     pattern = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")  # of which 64 letters are enough
-    with pytest.raises(ValueError, match="gave up on a word .* split the text by split_words, and pass its words"):
+    with pytest.raises(ValueError, match=r"gave up on a word .* split the text by split_words, and pass its words"):
         ElmoTokenizer(pre_tokenizer=pattern)("a" * 64, **options)
 
 
