@@ -16,7 +16,11 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "token_classification.ElmoForTokenClassification",
     "AutoModelForQuestionAnswering": "question_answering.ElmoForQuestionAnswering",
 }
-# Which class `pipeline` finds for tasks whose own one cannot read rows of characters, or is no more.
+# Which class `pipeline` finds for tasks whose own one cannot read rows of characters or batch a state, or is no more.
+FEATURE_PIPELINE = {
+    "impl": "feature_extraction_pipeline.ElmoFeatureExtractionPipeline",
+    "pt": ["AutoModel"],
+}
 TAGGING_PIPELINE = {
     "impl": "token_classification_pipeline.ElmoTokenClassificationPipeline",
     "pt": ["AutoModelForTokenClassification"],
@@ -30,6 +34,7 @@ GAP_PIPELINE = {
     "pt": ["AutoModelForPreTraining"],
 }
 CUSTOM_PIPELINES = {
+    "feature-extraction": FEATURE_PIPELINE,
     "fill-mask": GAP_PIPELINE,
     "token-classification": TAGGING_PIPELINE,
     "ner": TAGGING_PIPELINE,
@@ -43,6 +48,7 @@ def _code_to_save():
     All of them import this one, so what it imports here goes into every folder: all files that `AUTO_MAP` and
     `CUSTOM_PIPELINES` name.
     """
+    from .feature_extraction_pipeline import ElmoFeatureExtractionPipeline  # noqa: F401
     from .fill_mask_pipeline import ElmoFillMaskPipeline  # noqa: F401
     from .language_model import ElmoForPreTraining  # noqa: F401
     from .modeling_elmo import ElmoModel  # noqa: F401

@@ -82,14 +82,25 @@ def embed(
         (num_hidden_layers + 1, words, hidden_size); pooled, without the dimension of the words.
 
     Raises:
-        EmbeddingError: a choice that there is not, or one text instead of several.
+        EmbeddingError: a choice that there is not, one text instead of several, or what is no text, with its number
+            from 0.
     """
     if isinstance(texts, str):
         raise EmbeddingError(f"texts must be several: put {texts!r:.60} into a list")
     check_choices(layers, pooling, model.config.num_hidden_layers)
-    words = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
+    words = (words_of(text, number, tokenizer) for number, text in enumerate(texts))
     for window in windows(words, words_per_window):
         yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)
+
+
+def words_of(text: Any, number: int, tokenizer: ElmoTokenizer) -> list[str]:
+    """The words of a text, split already or not; an `EmbeddingError` with its number for anything else."""
+    if isinstance(text, str):
+        return tokenizer.split_words(text)
+    words: list[Any] = list(text) if isinstance(text, Iterable) else [None]
+    if isinstance(text, bytes) or not all(isinstance(word, str) for word in words):
+        raise EmbeddingError(f"text {number} is {text!r:.60}: only texts and lists of words can be embedded")
+    return words
 
 
 def check_choices(layers: str | int, pooling: str | None, num_hidden_layers: int):

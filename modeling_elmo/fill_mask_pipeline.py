@@ -24,6 +24,7 @@ class ElmoFillMaskPipeline(Pipeline):
     ```
 
     A gap is "[MASK]" or `<mask>`. `token` is an id of the LM vocabulary. A text with several gaps has a list for each.
+    For a model object, `pipeline("fill-mask", model=model, tokenizer=tokenizer, pipeline_class=ElmoFillMaskPipeline)`.
     """
 
     _load_processor: Any = False

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .gpu_softmax import exponentials, takes_softmax
 from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
-from .products import linear, matmul, weight_gradient
+from .products import is_hooked, linear, matmul, weight_gradient
 
 IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
@@ -481,6 +481,8 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         if is_sampled:
             negatives = negatives or self.sampler.draw()
             losses = sampled_softmax_loss(hidden, targets, weight, bias, negatives, self.sampler, sparse)
+        elif is_hooked(self.lm_head):  # offloaded weights come where the module is called
+            losses = F.cross_entropy(self.lm_head(hidden).float(), targets, reduction="none")
         else:
             losses = full_softmax_loss(hidden, targets, weight, bias)
         if takes_all:

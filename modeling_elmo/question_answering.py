@@ -123,7 +123,7 @@ class Pairs:
         self.starts, self.lengths = (torch.zeros_like(firsts), firsts), (firsts, seconds)
         places = torch.arange(mask.shape[1], device=mask.device)
         # A recurrence needs a step, also where all contexts are empty.
-        self.masks = [places[: max(int(length.max()), 1)] < length[:, None] for length in self.lengths]
+        self.masks = [places[: max([1, *length.tolist()])] < length[:, None] for length in self.lengths]
         self.is_word = self._is_inside(places - firsts[:, None])
         self.is_cut_word = self._is_inside(places[: self.masks[1].shape[1]])
 
@@ -188,6 +188,8 @@ def boundary_loss(logits: Tensor, positions: Tensor, may_be: Tensor) -> Tensor:
         may_be: (batch, words) bool: where answers may be. Other positions are left out, as those beyond the words are
             in all models of transformers: their run_qa.py gives a padding position to the last word of a context.
     """
+    if not logits.numel():
+        return logits.float().sum()
     targets = positions.to(logits.device).long().view(-1)
     inside = (targets >= 0) & (targets < logits.shape[1])
     found = may_be.gather(1, (targets * inside)[:, None])[:, 0] & inside
@@ -253,7 +255,9 @@ class ElmoForQuestionAnswering(ElmoTaskModel):
         layers, mask = self.bilm_layers(input_ids, attention_mask, token_type_ids, inputs_embeds, hidden_states)
         pairs = Pairs(mask, token_type_ids)
         may_be = pairs.is_word | (torch.arange(mask.shape[1], device=mask.device) == 0)  # (batch, words)
-        scores = self.spans(self.features(layers), layers, pairs)
+        scores = layers.new_zeros(*mask.shape, 2)
+        if mask.numel():
+            scores = self.spans(self.features(layers), layers, pairs)
         start_logits, end_logits = scores.masked_fill(~may_be[..., None], LOWEST_SCORE).unbind(2)
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
@@ -54,14 +55,14 @@ class ElmoQuestionAnsweringPipeline(ChunkPipeline):
         return next(given), {}, next(given)
 
     def __call__(  # type: ignore[override]
-        self, inputs: Any = None, *, question: Any = None, context: Any = None, **kwargs: Any
+        self, inputs: Any = None, context: Any = None, *, question: Any = None, **kwargs: Any
     ) -> Any:
         """Answer questions.
 
         Args:
-            inputs: `{"question": ..., "context": ...}`, a list, a data set or a generator of these.
+            inputs: `{"question": ..., "context": ...}`, a list, a data set or a generator of these; or one question.
+            context: with a question, a text for all questions, or a list of as many.
             question: instead of `inputs`, a text or a list of texts.
-            context: with `question`, a text for all questions, or a list of as many.
 
         Keyword Args:
             max_seq_len: words that the model reads at once, question and boundaries included; default 384.
@@ -80,11 +81,16 @@ class ElmoQuestionAnsweringPipeline(ChunkPipeline):
         Raises:
             ValueError: a question or context that is missing or no text; a `doc_stride` that is too large.
         """
+        if isinstance(inputs, str) and question is None:
+            inputs, question = None, inputs
         if (inputs is None) == (question is None and context is None):
             raise ValueError("give either question=... and context=..., or a dict with both, or a list of dicts")
         if inputs is None:
             inputs = as_examples(question, context)
-        if isinstance(inputs, list | tuple) and not inputs:
+        is_sequence = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and not isinstance(inputs, Mapping)
+        if is_sequence and not isinstance(inputs, Dataset):  # of torch: those are read while answers are asked for
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, **kwargs)
 

@@ -1,7 +1,9 @@
 """The Rust tokenizer inside `ElmoTokenizer`: it splits texts into words, cuts and pairs them, and knows where each word
 came from. Its ids only tell special tokens from words."""
 
+import itertools
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +18,8 @@ from .vocabulary import BOS, BOS_ID, EOS, EOS_ID, SPECIAL_TOKENS, UNK_ID
 # Longer texts are split into words in pieces: the regular expression gives up on a word of ten million characters, and
 # the Rust tokenizer needs some 200 bytes a character.
 MAX_CHARACTERS = 2**16
+# On one letter, as in Unicode's stream-safe text (UAX 15).
+MAX_MARKS = 30
 # White space as Rust understands it; Python's includes the ASCII separators. Behind a letter or digit first: whether a
 # dot or hyphen belongs to its word depends on what follows.
 WHITE_SPACE = re.compile(r"(?<=\w)[^\S\x1c-\x1f]"), re.compile(r"[^\S\x1c-\x1f]")
@@ -60,7 +64,7 @@ def encode_examples(
     """The encodings of all examples, overflowing parts behind their first part, and the example each belongs to.
 
     Raises:
-        ValueError: parts that overlap by more than they hold.
+        ValueError: parts that overlap by more than they hold; a word on which the pre-tokenizer gives up.
     """
     if is_split_into_words:
         # Rust drops empty words, so they go as a space; `given_words` has them as they were.
@@ -72,7 +76,14 @@ def encode_examples(
             add_special_tokens=add_special_tokens,
         )
     except BaseException as error:
-        if type(error).__name__ != "PanicException" or splitter.truncation is None:  # Rust's, and no Exception
+        if type(error).__name__ != "PanicException":  # Rust's, and no Exception
+            raise
+        if "Regex" in str(error):
+            raise ValueError(
+                "the pre-tokenizer's regular expression gave up on a word ('ptb' does from some ten million characters "
+                "on): split the text by split_words, and pass its words with is_split_into_words=True"
+            ) from error
+        if splitter.truncation is None:
             raise
         raise ValueError(
             "stride={stride} is not smaller than what max_length={max_length} leaves for a text beside its boundaries "
@@ -90,6 +101,35 @@ def given_words(encoding: Encoding, example: tuple[list[str], ...]) -> Iterator[
     """The words of an example at the positions of its encoding; at special positions the special token."""
     for sequence, word, token in zip(encoding.sequence_ids, encoding.word_ids, encoding.tokens, strict=True):
         yield token if word is None or sequence is None else example[sequence][word]
+
+
+def offsets_as_given(encoding: Encoding, example: tuple, normalizer: Any) -> list[tuple[int, int]]:
+    """Where each token of a normalised text stands in the text as it was given, or of a normalised word in that word.
+
+    The library forgets what a normalizer composed with the letter before: accents, vowel signs, parts of Hangul.
+    """
+    found = []
+    columns = zip(encoding.sequence_ids, encoding.word_ids, encoding.tokens, encoding.offsets, strict=True)
+    for sequence, word, token, (start, end) in columns:
+        if sequence is not None and word is not None:
+            if isinstance(example[sequence], str):
+                end = _behind_composed(example[sequence], start, end, token, normalizer)
+            else:
+                start, end = 0, len(example[sequence][word])
+        found.append((start, end))
+    return found
+
+
+def _behind_composed(text: str, start: int, end: int, token: str, normalizer: Any) -> int:
+    marks = list(itertools.takewhile(_may_be_composed, text[end : end + MAX_MARKS]))
+    for stop in range(end + len(marks), end, -1):
+        if normalizer.normalize_str(text[start:stop]) == token:
+            return stop
+    return end
+
+
+def _may_be_composed(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"  # vowels and finals of Hangul
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -52,7 +52,10 @@ class BiattentiveEncoder(nn.Module):
 
     def _integrate(self, text: Tensor, mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
         """(batch, words, 3 * dim) of a text and of the other one -> (batch, 12 * dim)."""
-        cosines = F.normalize(text, dim=2) @ F.normalize(other, dim=2).transpose(1, 2)  # (batch, words, other words)
+        # The usual 1e-12 is 0 in float16, and padding would be divided by it.
+        eps = max(1e-12, torch.finfo(text.dtype).tiny)
+        text_units, other_units = (F.normalize(vectors, dim=2, eps=eps) for vectors in (text, other))
+        cosines = text_units @ other_units.transpose(1, 2)  # (batch, words, other words)
         context = attend(ATTENTION_SCALE * cosines, other_mask, other)  # (batch, words, 3 * dim)
         compared = torch.cat([text, context, text - context, text * context], dim=2)  # (batch, words, 12 * dim)
         return self.pooling(_beside(torch.relu(self.project(compared)), mask, self.integrator), mask)

@@ -16,7 +16,8 @@ class ElmoTokenClassificationPipeline(TokenClassificationPipeline):
     [{'entity_group': 'PER', 'score': 0.98, 'word': 'Wolfgang', 'start': 11, 'end': 19}, ...]
     ```
 
-    For a model object, `pipeline("ner", model, tokenizer=tokenizer, pipeline_class=...)` with this class.
+    For a model object, `pipeline("ner", model=model, tokenizer=tokenizer,
+    pipeline_class=ElmoTokenClassificationPipeline)`; without the class it is transformers' own pipeline, which fails.
     """
 
     def check_model_type(self, supported_models):

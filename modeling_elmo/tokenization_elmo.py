@@ -24,6 +24,7 @@ from .rust_splitter import (
     encode_examples,
     given_words,
     new_backend,
+    offsets_as_given,
     pieces,
     splitter_for_call,
 )
@@ -354,6 +355,13 @@ class ElmoTokenizer(TokenizersBackend):
             columns["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in encodings]
         if return_offsets_mapping:
             columns["offset_mapping"] = [encoding.offsets for encoding in encodings]
+            if (normalizer := self.backend_tokenizer.normalizer) is not None:
+                if is_split_into_words:
+                    examples, _ = as_examples(text, text_pair, is_split_into_words, checked_words)
+                columns["offset_mapping"] = [
+                    offsets_as_given(encoding, examples[sample], normalizer)
+                    for encoding, sample in zip(encodings, samples, strict=True)
+                ]
         if return_length:
             columns["length"] = [len(encoding) for encoding in encodings]
         if return_overflowing_tokens:

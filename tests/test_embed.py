@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 import torch
@@ -170,6 +171,19 @@ def test_budgets():
 def test_choices_that_there_are_not(choice, message, model, tokenizer):
     with pytest.raises(EmbeddingError, match=message):
         list(embed(LINES, model, tokenizer, **choice))
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, pandas.Series])
+def test_words_in_any_sequence(kind, model, tokenizer):
+    words = ["the", "cat", "sat"]
+    assert_same(embed([kind(words)], model, tokenizer), list(embed([words], model, tokenizer)), atol=0)
+    assert_same(embed(kind(words), model, tokenizer), list(embed(words, model, tokenizer)), atol=0)
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), b"the cat", b"", 3, ["the", None], [["the"]]], ids=str)
+def test_what_is_no_text_is_told_by_its_number(wrong, model, tokenizer):
+    with pytest.raises(EmbeddingError, match=r"text 2 is .* only texts and lists of words can be embedded"):
+        list(embed(["the cat", ["sat"], wrong], model, tokenizer))
 
 
 # ---- the command

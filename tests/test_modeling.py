@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modeling_elmo import (
     ElmoConfig,
+    ElmoForPreTraining,
     ElmoForQuestionAnswering,
     ElmoForSequenceClassification,
     ElmoForTokenClassification,
@@ -608,6 +609,20 @@ def test_offloaded_weights(head):
         offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
         for actual, wanted in zip(tensors_of(offloaded(**batch)), expected, strict=True):
             assert_close(actual, wanted, atol=1e-5)
+
+
+def test_offloaded_softmax(tmp_path):
+    model = make_model(cls=ElmoForPreTraining)
+    model.save_pretrained(tmp_path)
+    ids, mask = pad(make_texts(model, [4, 7, 1]))
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    offloaded = ElmoForPreTraining.from_pretrained(tmp_path, **options)
+    assert offloaded.lm_head.weight.is_meta
+    for labels in (None, torch.randint(0, 40, mask.shape)):
+        with torch.no_grad():
+            actual, expected = (tensors_of(one(ids, mask, labels=labels)) for one in (offloaded, model))
+        for one, other in zip(actual, expected, strict=True):
+            assert_close(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", HEADS)

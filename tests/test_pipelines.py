@@ -1,6 +1,6 @@
 """transformers' own pipelines on ELMo, from a folder as remote code and from model objects.
 
-Those for tags and questions, which ELMo brings itself, have tests of their own.
+Those for tags, questions and gaps, which ELMo brings itself, have tests of their own.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from test_sequence_classification import make_classifier
 from transformers import AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoForSequenceClassification, ElmoModel, ElmoTokenizer
+from modeling_elmo.feature_extraction_pipeline import ElmoFeatureExtractionPipeline
 
 TEXTS = ["the cat sat", "a much longer text about other things .", "no"]
 LABELS = ["contradiction", "neutral", "entailment"]
@@ -32,11 +33,12 @@ def folder(tmp_path_factory) -> Path:
 def make(request, folder):
     """Makes the pipeline of a task from the folder or from objects."""
 
-    def make_pipeline(task: str, auto_class, **options):
+    def make_pipeline(task: str, auto_class, own_class=None, **options):
         if request.param == "folder":
             return pipeline(task, str(folder), trust_remote_code=True, **options)
         model = auto_class.from_pretrained(folder)
-        return pipeline(task, model=model, tokenizer=AutoTokenizer.from_pretrained(folder), **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return pipeline(task, model=model, tokenizer=tokenizer, pipeline_class=own_class, **options)
 
     return make_pipeline
 
@@ -70,10 +72,13 @@ def test_zero_shot_classification(make, folder):
     assert sorted(answer["labels"]) == ["animals", "money"]
 
 
-def test_feature_extraction(make, folder):
-    extract = make("feature-extraction", ElmoModel)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5])
+def test_feature_extraction(make, folder, batch_size):
+    extract = make("feature-extraction", ElmoModel, ElmoFeatureExtractionPipeline, batch_size=batch_size)
     model = ElmoModel.from_pretrained(folder).eval()
-    for text, vectors in zip(TEXTS, extract(TEXTS), strict=True):
+    texts = [*TEXTS, "", "another one"]
+    for text, vectors, tensor in zip(texts, extract(texts), extract(texts, return_tensors=True), strict=True):
         with torch.no_grad():
             expected = model(**ElmoTokenizer()(text, return_tensors="pt")).last_hidden_state
         assert_close(torch.tensor(vectors), expected, atol=1e-5)
+        assert_close(tensor, expected, atol=1e-5)

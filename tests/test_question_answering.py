@@ -174,6 +174,19 @@ def test_missing_and_empty_texts_have_finite_scores_and_gradients(head, lengths)
 
 
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)], ids=str)
+def test_batches_of_nothing_have_empty_scores(head, shape):
+    model = make_reader(head=head).train()
+    none = torch.zeros(shape, dtype=torch.long)
+    positions = torch.zeros(shape[0], dtype=torch.long)
+    for types in (none, None):
+        output = model(
+            torch.zeros(*shape, 50, dtype=torch.long), none, types, start_positions=positions, end_positions=positions
+        )
+        assert output.start_logits.shape == output.end_logits.shape == shape and output.loss.isfinite()
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_without_token_types_there_is_no_context(head):
     model = make_reader(head=head)
     batch = make_batch(model)

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from test_modeling import make_model
+from torch.utils.data import ConcatDataset
 from transformers import pipeline
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.testing_utils import CaptureLogger
@@ -172,6 +174,18 @@ def test_many_questions(batch_size):
     assert [one["answer"] for one in qa(examples[:1])] == ["Berlin"]
     assert [len(one) for one in qa(examples[:2], top_k=2)] == [2, 2]
     assert qa([]) == qa(question=[], context=[]) == []
+    assert qa(Dataset.from_list(examples), max_seq_len=20) == qa(tuple(examples), max_seq_len=20) == results
+
+
+def test_a_question_and_its_context_by_position():
+    qa = make_pipeline()
+    expected = qa(question=QUESTION, context=CONTEXT, top_k=2)
+    assert qa(QUESTION, CONTEXT, top_k=2) == qa(QUESTION, context=CONTEXT, top_k=2) == expected
+
+
+def test_a_data_set_of_torch_is_read_while_answers_are_asked_for():
+    answers = make_pipeline()(ConcatDataset([[{"question": QUESTION, "context": CONTEXT}] * 2]))
+    assert not isinstance(answers, list) and [one["answer"] for one in answers] == ["Berlin", "Berlin"]
 
 
 def test_batches_of_a_real_model_give_what_it_gives_one_by_one():
@@ -207,6 +221,7 @@ def test_half_precision():
         ({"inputs": {"question": "?", "context": "x"}, "question": "?"}, "give either question"),
         ({"question": "?"}, "each example must be a dict with a text as 'question' and as 'context'"),
         ({"inputs": {"question": "?", "text": "x"}}, "each example must be a dict"),
+        ({"inputs": "?"}, "each example must be a dict"),
         ({"inputs": ["?"]}, "each example must be a dict"),
         ({"question": ["?", "?"], "context": ["x"]}, "2 questions and 1 contexts"),
         ({"question": "?", "context": ["x", "y"]}, "one question and 2 contexts"),

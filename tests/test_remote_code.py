@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
 from modeling_elmo import configuration_elmo as configuration_module
 from modeling_elmo.configuration_elmo import AUTO_MAP
 
@@ -42,6 +42,7 @@ def saved(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         layers[name] = model(ids, mask, output_hidden_states=True).hidden_states
     torch.save(layers, folder / "layers.pt")
+    ElmoTokenizer().save_pretrained(folder / "tokenizer")
     ElmoConfig(**TINY).save_pretrained(folder / "config_only")
     return folder
 
@@ -141,6 +142,7 @@ import transformers
 from transformers import AutoConfig
 
 source, target, data = map(Path, sys.argv[1:])
+tokenizer = transformers.AutoTokenizer.from_pretrained(data / "tokenizer", trust_remote_code=True)
 inputs, layers = torch.load(data / "inputs.pt"), torch.load(data / "layers.pt")
 loaded = []
 for folder in sorted(source.iterdir()):
@@ -164,6 +166,12 @@ for folder in sorted(source.iterdir()):
             for actual, expected in zip(output.hidden_states, layers[stored], strict=True):
                 torch.testing.assert_close(actual.view_as(expected), expected, rtol=0, atol=1e-6)
             model.save_pretrained(target / f"{folder.name}-{name}")
+            if name == "AutoModel":
+                extract = transformers.pipeline(
+                    "feature-extraction", str(folder), tokenizer=tokenizer, trust_remote_code=True, batch_size=3
+                )
+                assert type(extract).__module__.startswith("transformers_modules.")
+                assert [len(vectors) for (vectors,) in extract(["a b", "", "a", "a b c"])] == [4, 2, 3, 5]
         assert type(model).__module__.startswith("transformers_modules.")
         assert type(model).__name__ == reference.split(".")[1]
         loaded.append((folder.name, name))

@@ -321,6 +321,25 @@ def test_bfloat16(head):
     torch.testing.assert_close(model.to(torch.bfloat16)(**batch).logits.float(), expected.logits, **bound)
 
 
+@pytest.mark.parametrize("cls", [ElmoForSequenceClassification, ElmoForMultipleChoice])
+@pytest.mark.parametrize("head", HEADS)
+def test_padding_changes_nothing_in_float16(head, cls):
+    model = make_classifier(cls, head=head)
+    if head == "recurrent":
+        nn.init.zeros_(model.classifier.encoder.reduce.bias)  # as at first: padding has vectors of zeros
+    model.half()
+    pairs = make_pairs(model, [(4, 3), (1, 5), (0, 6), (9, 2)])
+    if cls is ElmoForMultipleChoice:
+        pairs = {name: tensor.unflatten(0, (4, 1)) for name, tensor in pairs.items()}
+    texts = {name: tensor for name, tensor in pairs.items() if name != "token_type_ids"}
+    for batch in (pairs, texts):
+        scores = model(**batch).logits
+        for row, length in enumerate(pairs["attention_mask"].sum(-1).flatten()):
+            alone = {name: tensor[row : row + 1].narrow(tensor.dim() - 1 - (name == "input_ids"), 0, length)
+                     for name, tensor in batch.items()}  # fmt: skip
+            assert_close(model(**alone).logits[0], scores[row], atol=0.01 * scores.abs().max().item())
+
+
 def test_multiple_choice_scores_each_choice_as_the_classifier_would():
     model = make_classifier(ElmoForMultipleChoice)
     pairs = make_pairs(model, [(4, 3), (1, 5), (2, 2), (3, 3)])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -358,6 +358,36 @@ def test_pairs_of_unequal_batches(tokenizer):
         tokenizer(["a", "b"], ["c"])
 
 
+@pytest.mark.parametrize("pre_tokenizer", ["ptb", "whitespace"])
+@pytest.mark.parametrize(
+    "normalizer", [normalizers.NFC(), normalizers.NFKC(), normalizers.NFD(), normalizers.StripAccents()], ids=repr
+)
+def test_offsets_hold_what_a_normalizer_composed(normalizer, pre_tokenizer):
+    tokenizer = ElmoTokenizer(pre_tokenizer=pre_tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    assert tokenizer("cafe\u0301 x", return_offsets_mapping=True)["offset_mapping"] == [(0, 0), (0, 5), (6, 7), (0, 0)]
+    rng, characters = random.Random(0), "aeUx .'-\u0301\u0308\u0323\u0302\u0327\u1100\u1161\u11a8\u09c7\u09be"
+    texts = ["".join(rng.choices(characters, k=rng.randint(1, 14))) for _ in range(300)]
+    texts = [*texts, "e" + "\u0301" * 5000, "-" + "\u0301" * 5000]
+    encoding = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+    for number, text in enumerate(texts):
+        for token, (start, end) in zip(encoding.tokens(number), encoding["offset_mapping"][number], strict=True):
+            assert normalizer.normalize_str(text[start:end]) == token
+    windows = tokenizer(
+        "a", "e\u0301 cafe\u0301 o\u0308", return_offsets_mapping=True, truncation="only_second", max_length=6,
+        return_overflowing_tokens=True,
+    )  # fmt: skip
+    assert [row[4] for row in windows["offset_mapping"]] == [(0, 2), (3, 8), (9, 11)]
+
+
+def test_offsets_in_given_words_count_in_the_words_as_given():
+    tokenizer = ElmoTokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    words = ["cafe\u0301", "", "e\u0301"]
+    encoding = tokenizer([words], is_split_into_words=True, return_offsets_mapping=True, add_special_tokens=False)
+    assert encoding["offset_mapping"] == [[(0, 5), (0, 0), (0, 2)]]
+
+
 def test_normalizers_and_added_tokens(tokenizer):
     changed = copy.deepcopy(tokenizer)
     changed.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("x", "")])
@@ -522,6 +552,14 @@ def test_a_stride_that_leaves_no_room_is_an_error(tokenizer, texts, max_length, 
     assert len(tokenizer(*texts, stride=1, **arguments)["input_ids"]) == 5
     with pytest.raises(ValueError, match="lower stride or raise max_length"):
         tokenizer(*texts, stride=2, **arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"truncation": True, "max_length": 5}])
+def test_a_word_on_which_the_regular_expression_gives_up_is_an_error(options):
+    """As that of "ptb" does on ten million letters; Rust panics there, too."""
+    pattern = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")  # of which 64 letters are enough
+    with pytest.raises(ValueError, match=r"gave up on a word .* split the text by split_words, and pass its words"):
+        ElmoTokenizer(pre_tokenizer=pattern)("a" * 64, **options)
 
 
 @pytest.mark.parametrize("word", ["!!!MAXTERMID", "a\ud800"])
