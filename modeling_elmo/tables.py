@@ -5,11 +5,12 @@ import glob
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset, load_dataset
+from typing import TYPE_CHECKING, Any
 
 from .text_files import DAMAGE, OPENERS, DataError, decompressed, ending_of, unreadable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 LONGEST_CELL = 2**30  # characters
@@ -22,13 +23,15 @@ def is_table(name: str) -> bool:
     return ending_of(name)[1:] in FILE_TYPES
 
 
-def read_table_file(name: str) -> Dataset:
+def read_table_file(name: str) -> "Dataset":
     """The rows of a file, also compressed (.gz, .bz2, .xz, .zst). In those of csv and tsv every cell is text, as it
     stands there.
 
     Raises:
         DataError: a file that is not there, of an unknown kind, without rows, or that cannot be read.
     """
+    from datasets import Dataset, load_dataset
+
     path = Path(name)
     if not path.is_file():
         raise DataError(f"{name} is no file")

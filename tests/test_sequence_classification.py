@@ -231,7 +231,7 @@ def test_a_head_reads_no_words_beside_themselves_or_without_layer_0(layers):
 def test_mixes_that_are_not_trained_are_not_pulled():
     """As PEFT keeps the ones from before beside those that it trains."""
     model = make_classifier(scalar_mix_l2=0.5).train()
-    assert float(model.penalty()) == pytest.approx(0.5 * float(model.features.penalty()))
+    assert model.penalty().item() == pytest.approx(0.5 * model.features.penalty().item())
     model.features.scalar_mix.requires_grad_(False)
     assert model.penalty() == 0
 
