@@ -13,6 +13,8 @@ from typing import Any, TypeVar, cast
 import yaml
 from transformers import HfArgumentParser
 
+from .commands import one_line
+
 T = TypeVar("T")
 
 # Those of transformers that need nothing but steps: others want a metric, or arguments of their own.
@@ -41,14 +43,9 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         for action in parser._actions:
             # A value from the recipe serves where a flag would be required.
             action.required = action.required and action.dest not in recipe
-    try:
-        arguments, *rest, unknown = parser.parse_args_into_dataclasses(
-            argv, look_for_args_file=False, return_remaining_strings=True
-        )
-    except ArgumentsError:
-        raise
-    except ValueError as error:  # of `TrainingArguments`, whose messages are for users, too
-        raise ArgumentsError(" ".join(str(error).split())) from error
+    arguments, *rest, unknown = parser.parse_args_into_dataclasses(
+        argv, look_for_args_file=False, return_remaining_strings=True
+    )
     if unknown:
         raise ArgumentsError(f"unknown argument {unknown[0]!r}{hint_for(unknown[0].lstrip('-'), dataclass_type)}")
     if rest and rest[0].recipe not in (None, argv[0]):
@@ -72,7 +69,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentsError(f"cannot read the recipe {path!r}: {error}") from error
     except yaml.YAMLError as error:
-        raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {one_line(error)}") from error
     if recipe is None:
         return {}
     if not isinstance(recipe, dict):
@@ -214,12 +211,12 @@ class PretrainingArguments:
     resume_from_checkpoint: str | None = flag(
         None,
         "a checkpoint folder, behind which those of output_dir are given up; 'last': the last whole one of output_dir; "
-        "'auto': that, or start if there is none",
+        "'auto': that, or start if there is no checkpoint at all",
     )
     resume_with_changes: bool = flag(
         False,
-        "resume although text, batch, processes, rates or model differ, with those of now: lanes go on where they can, "
-        "and start anew if not",
+        "resume although text, batch, processes, rates or options of the model differ, with those of now: lanes go on "
+        "where they can, and start anew if not",
     )
     overwrite_output_dir: bool = flag(False, "delete what an earlier run left in output_dir")
     # Model card and Hub

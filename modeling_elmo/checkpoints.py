@@ -26,6 +26,12 @@ from .text_files import file_digest
 
 STATE_FILE = "trainer_state.json"
 UNFINISHED = "unfinished-"
+# What weights and the optimizer's state belong to: these cannot differ between a checkpoint and the run that goes on.
+SHAPES = (
+    "vocab_size", "char_embedding_dim", "cnn_filters", "num_highway_layers", "use_cnn_projection", "word_vocab_size",
+    "word_embedding_dim", "num_hidden_layers", "lstm_dim", "projection_dim", "initial_state", "lm_vocab_size",
+)  # fmt: skip
+NEVER_OTHER = ("optim", "vocabulary", *(f"config.{name}" for name in SHAPES))
 
 
 class CheckpointError(ValueError):
@@ -158,10 +164,11 @@ def delete_old(folder: Path, keep: int):
 def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> Path | None:
     """The whole checkpoint that `--resume_from_checkpoint` means, the same on all processes.
 
-    "last" is the last one that is undamaged, "auto" that one or `None`; anything else is a folder.
+    "last" is the last one that is undamaged, "auto" that one, or `None` if there is none at all; anything else is a
+    folder.
 
     Raises:
-        CheckpointError: there is none, or the folder is not an undamaged checkpoint.
+        CheckpointError: there is none, all are damaged, or the folder is not an undamaged checkpoint.
     """
     return on_main(accelerator, lambda: _find_checkpoint(wanted, output_dir))
 
@@ -214,15 +221,15 @@ def compare_facts(checkpoint: Path, facts: dict[str, Any], now: dict[str, Any], 
         checkpoint: its folder, for the message.
         facts: of the checkpoint.
         now: of this run; what one of both does not know is not compared.
-        may_differ: the user asked for it. Optimizer and vocabulary must be the same even so.
+        may_differ: the user asked for it. What is in `NEVER_OTHER` must be the same even so.
 
     Raises:
         CheckpointError: they differ and must not.
     """
     different = {name for name, value in now.items() if name in facts and facts[name] != value}
-    for name in sorted(different):
+    for name in sorted(different, key=lambda name: (name not in NEVER_OTHER, name)):
         change = f"{checkpoint} was written with {name} = {facts.get(name)}, but now it is {now[name]}"
-        if name in ("optim", "vocabulary"):
+        if name in NEVER_OTHER:
             raise CheckpointError(f"{change}: its values do not fit; start a new run with --model_name_or_path instead")
         if not may_differ:
             raise CheckpointError(

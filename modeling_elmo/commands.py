@@ -1,4 +1,4 @@
-"""What commands share: their help, mistakes told in one line, and folders whole or not there."""
+"""What commands share: their help, mistakes told in one line, folders whole or not there, and locks."""
 
 import argparse
 import io
@@ -9,6 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
+
+LOCK_FILE = ".lock"
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -36,9 +40,21 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
         print(stopped, file=sys.stderr)
         return 128 + signal.SIGINT
     except to_be_told as error:
-        print("error:", " ".join(str(error).split()) or "there is not enough memory", file=sys.stderr)
+        print("error:", one_line(error) or "there is not enough memory", file=sys.stderr)
         return 2
     return 0
+
+
+def one_line(error: Exception | str) -> str:
+    """A message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def unlock(lock: FileLock):
+    """Let others have what a lock guards. Its file goes first, so that none is left behind."""
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

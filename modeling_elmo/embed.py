@@ -88,12 +88,12 @@ def embed(
     if isinstance(texts, str):
         raise EmbeddingError(f"texts must be several: put {texts!r:.60} into a list")
     check_choices(layers, pooling, model.config.num_hidden_layers)
-    words = (words_of(text, number, tokenizer) for number, text in enumerate(texts))
+    words = (split_or_given(text, number, tokenizer) for number, text in enumerate(texts))
     for window in windows(words, words_per_window):
         yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)
 
 
-def words_of(text: Any, number: int, tokenizer: ElmoTokenizer) -> list[str]:
+def split_or_given(text: Any, number: int, tokenizer: ElmoTokenizer) -> list[str]:
     """The words of a text, split already or not; an `EmbeddingError` with its number for anything else."""
     if isinstance(text, str):
         return tokenizer.split_words(text)

@@ -21,12 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .commands import whole_file
+from .commands import LOCK_FILE, unlock, whole_file
 from .tokenization_elmo import ElmoTokenizer
 
 FORMATS = ("parquet", "safetensors", "hdf5")
 SETTINGS = ".embed.json"
-LOCK_FILE = ".lock"
 
 
 class EmbeddingError(ValueError):
@@ -99,9 +98,7 @@ class EmbeddingFolder:
 
     def unlock(self):
         """Let others write into it."""
-        if self.lock.is_locked:
-            self.lock_file.unlink(missing_ok=True)
-            self.lock.release()
+        unlock(self.lock)
 
     def _remove_earlier(self):
         if (self.folder / SETTINGS).is_file():

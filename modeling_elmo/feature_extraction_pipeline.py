@@ -19,8 +19,9 @@ class ElmoFeatureExtractionPipeline(FeatureExtractionPipeline):
     """
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        output = self.model(**model_inputs)
-        return {"last_hidden_state": output.last_hidden_state, "attention_mask": model_inputs["attention_mask"]}
+        vectors = self.model(**model_inputs).last_hidden_state
+        mask = model_inputs.get("attention_mask", vectors.new_ones(vectors.shape[:2]))
+        return {"last_hidden_state": vectors, "attention_mask": mask}
 
     def postprocess(self, model_outputs: dict[str, Any], return_tensors: bool = False) -> Any:  # type: ignore[override]
         num_words = int(model_outputs["attention_mask"].sum(1).max())

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from .allennlp_format import listing
 from .arguments import ArgumentsError, flag
-from .commands import whole_file
+from .commands import one_line, whole_file
 from .configuration_elmo import ElmoConfig
 from .layer_cache import CachedCollator, LayerCache
 from .loading import MismatchError, load_config, load_model
@@ -53,7 +53,7 @@ def told_in_a_line() -> Iterator[None]:
         yield
     except (HTTPError, ImportError, OSError, RuntimeError, ValueError) as error:
         place = "--push_to_hub: " if isinstance(error, HTTPError) else ""
-        raise ArgumentsError(place + " ".join(str(error).split())) from error
+        raise ArgumentsError(place + one_line(error)) from error
 
 
 @dataclass

@@ -9,8 +9,8 @@ from filelock import FileLock, Timeout
 
 from .arguments import ArgumentsError
 from .checkpoints import UNFINISHED
+from .commands import LOCK_FILE, unlock
 
-LOCK_FILE = ".lock"
 LOG_FILE = "log.jsonl"
 # What a killed run leaves half-done, and what every run leaves, as patterns: a folder with none of these was written by
 # something else.
@@ -90,9 +90,7 @@ class OutputFolder:
 
     def unlock(self):
         """Let others write into it."""
-        if self.lock.is_locked:
-            Path(self.lock.lock_file).unlink(missing_ok=True)
-            self.lock.release()
+        unlock(self.lock)
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.path.glob(pattern)]

@@ -31,6 +31,7 @@ from .checkpoints import (
     read_facts,
     save_checkpoint,
 )
+from .commands import one_line
 from .configuration_elmo import ElmoConfig
 from .evaluation import evaluate, to_device
 from .finished_folder import write_finished_folder, write_model
@@ -488,8 +489,7 @@ class Pretrainer:
             if self.accelerator.scaler is not None and "scaler" in optimizer_state:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{self.checkpoint} does not fit this model: {told}") from error
+            raise CheckpointError(f"{self.checkpoint} does not fit this model: {one_line(error)[:300]}") from error
         on_main(self.accelerator, lambda: give_up_behind(self.output_dir, self.step))
         if different & {"lanes", "text", "seed"}:
             # Other lanes start from zero states; the stream goes on behind the sentences that were taken before.

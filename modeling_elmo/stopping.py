@@ -30,7 +30,7 @@ class StopSignals:
     Args:
         accelerator: whose processes are to agree.
         step: which was done before.
-        last: behind which the processes need not be told any more.
+        last: the last step, behind which they always ask each other.
     """
 
     def __init__(self, accelerator: Accelerator, step: int, last: int):

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets import Sequence as ListOf
 from transformers.utils import logging
 
+from .commands import one_line
 from .crf import tag_scheme
 from .tables import read_table_file
 from .text_files import SPLIT_NAMES, DataError, ReadingReport, ending_of, read_lines
@@ -82,7 +83,7 @@ def read_dataset(name: str, config_name: str | None, columns: Columns) -> Splits
         try:
             tables = load_dataset(name, config_name)
         except Exception as error:  # `datasets` raises whatever its parsers and the network raise
-            message = " ".join(str(error).split())
+            message = one_line(error)
             raise DataError(f"the data set {name!r} cannot be loaded: {message}") from error
     assert isinstance(tables, DatasetDict)
     return {

@@ -354,14 +354,7 @@ class ElmoTokenizer(TokenizersBackend):
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in encodings]
         if return_offsets_mapping:
-            columns["offset_mapping"] = [encoding.offsets for encoding in encodings]
-            if (normalizer := self.backend_tokenizer.normalizer) is not None:
-                if is_split_into_words:
-                    examples, _ = as_examples(text, text_pair, is_split_into_words, checked_words)
-                columns["offset_mapping"] = [
-                    offsets_as_given(encoding, examples[sample], normalizer)
-                    for encoding, sample in zip(encodings, samples, strict=True)
-                ]
+            columns["offset_mapping"] = self._offsets(encodings, samples, (text, text_pair), is_split_into_words)
         if return_length:
             columns["length"] = [len(encoding) for encoding in encodings]
         if return_overflowing_tokens:
@@ -372,6 +365,19 @@ class ElmoTokenizer(TokenizersBackend):
         if not is_batch and return_tensors is None and not return_overflowing_tokens:
             columns = {key: value[0] if isinstance(value[0], list) else value for key, value in columns.items()}
         return BatchEncoding(columns, encodings, tensor_type=return_tensors)
+
+    def _offsets(
+        self, encodings: list[Encoding], samples: list[int], texts: tuple[Any, Any], is_split_into_words: bool
+    ) -> list[list[tuple[int, int]]]:
+        normalizer = self.backend_tokenizer.normalizer
+        if normalizer is None:
+            return [encoding.offsets for encoding in encodings]
+        # Words as they were given, not as they were normalised.
+        examples, _ = as_examples(*texts, is_split_into_words, checked_words if is_split_into_words else checked_text)
+        return [
+            offsets_as_given(encoding, examples[sample], normalizer)
+            for encoding, sample in zip(encodings, samples, strict=True)
+        ]
 
     def _id_columns(
         self,

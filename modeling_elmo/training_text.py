@@ -113,7 +113,7 @@ def dataset_hash(args: PretrainingArguments) -> list[Any]:
 
     name: list[Any] = [args.dataset_name, args.dataset_config_name, args.dataset_split]
     if os.path.isdir(name[0]):
-        files = find_files([f"{glob.escape(name[0])}/**"])
+        files = _files_of_dataset(name[0], name[1])
         # Their names tell splits and how they are read.
         name[0] = [content_hash(files, progress=True), [os.path.relpath(file, name[0]) for file in files]]
     elif not args.streaming:
@@ -121,6 +121,17 @@ def dataset_hash(args: PretrainingArguments) -> list[Any]:
         with suppress(Exception):
             name.append(load_dataset(str(name[0]), name[1], split=name[2])._fingerprint)
     return name
+
+
+def _files_of_dataset(folder: str, config: str | None) -> list[str]:
+    """The files of a local data set, and not what a run writes beside them."""
+    from datasets import load_dataset_builder
+
+    with suppress(Exception):  # errors are told better where the lines are read
+        by_split = load_dataset_builder(folder, config).config.data_files
+        if by_split:
+            return sorted({str(file) for files in by_split.values() for file in files})
+    return find_files([f"{glob.escape(folder)}/**"])
 
 
 def tokenised(
@@ -134,9 +145,10 @@ def tokenised(
         DataError: files or data sets that cannot be read.
     """
     words = json.loads(tokenizer.backend_tokenizer.to_str())
+    ways = [way_to_read(name) for name in files]
     key = key_of(
         content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
-        read_as=[way_to_read(name) for name in files],
+        **({"read_as": ways} if any(ways) else {}),  # texts that were tokenised before are known, too
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
         sentence_per_line=args.sentence_per_line,

@@ -91,16 +91,17 @@ def test_a_cache_that_lost_data_is_made_anew(tokenizer, tmp_path):
     assert_close(cache.look_up(single), model.bilm_layers(**single)[0])
 
 
-def test_one_process_adds_at_a_time(tokenizer, tmp_path):
+def test_one_process_adds_at_a_time(tokenizer, tmp_path, monkeypatch):
     """Else both would write at the same place."""
     cache, single = LayerCache(tmp_path, make_classifier()), encode(tokenizer, SINGLE)
+    computes, compute = threading.Event(), cache._write
+    monkeypatch.setattr(cache, "_write", lambda window: computes.set() or compute(window))
     thread = threading.Thread(target=cache.add, args=([single],), daemon=True)
     with FileLock(cache.folder / "lock"):
         thread.start()
-        thread.join(0.5)
-        assert thread.is_alive() and not cache.num_bytes
+        assert not computes.wait(0.5)
     thread.join()
-    assert cache.num_bytes
+    assert computes.is_set() and cache.num_bytes
 
 
 def test_another_bilm_has_a_folder_of_its_own(tokenizer, tmp_path):

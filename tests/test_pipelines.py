@@ -82,3 +82,5 @@ def test_feature_extraction(make, folder, batch_size):
             expected = model(**ElmoTokenizer()(text, return_tensors="pt")).last_hidden_state
         assert_close(torch.tensor(vectors), expected, atol=1e-5)
         assert_close(tensor, expected, atol=1e-5)
+    if batch_size == 1:
+        assert extract("a", tokenize_kwargs={"return_attention_mask": False}) == extract("a")

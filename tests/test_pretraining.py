@@ -372,6 +372,29 @@ def test_what_shapes_the_training_is_kept_or_changed_on_request(run, folder, tmp
     assert ElmoForPreTraining.from_pretrained(output).config.num_negative_samples == 3
 
 
+@pytest.mark.parametrize(
+    "change", [{"config_overrides": "lstm_dim=16"}, {"optim": "adamw"}, {"vocab_size": 20}], ids=str
+)
+def test_what_never_fits_is_told_at_once(run, folder, tmp_path, capsys, change):
+    output = tmp_path / "out"
+    assert run(*flags(folder, output, max_steps=2, save_steps=2)) == 0
+    for more in ([], ["--resume_with_changes"]):
+        argv = flags(folder, output, resume_from_checkpoint="last", learning_rate=0.01, **change)
+        assert run(*argv, *more) == 2
+        assert "its values do not fit; start a new run" in capsys.readouterr().err
+
+
+def test_a_data_set_may_hold_the_run(run, folder, tmp_path, capsys):
+    """What the run writes beside the data is no part of them."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.txt").write_bytes((folder / "train.txt").read_bytes())
+    argv = flags(folder, tmp_path / "set" / "run", save_steps=2)[2:]  # without --train_file
+    argv += ["--dataset_name", tmp_path / "set"]
+    assert run(*argv, "--max_steps", 2) == 0
+    assert run(*argv, "--max_steps", 4, "--resume_from_checkpoint", "last") == 0
+    assert "checkpoint-2 at step 2\n" in capsys.readouterr().out
+
+
 def test_rates_of_a_schedule_follow_new_arguments_at_once(run, folder, tmp_path):
     output = tmp_path / "out"
     recipe = {"optim": "muon", "lr_scheduler_type": "linear", "save_steps": 4, "max_steps": 16, "logging_steps": 1}
