@@ -175,6 +175,8 @@ def task_names(args: GlueArguments) -> list[str]:
         raise ArgumentsError(f"--sentence_columns: one or two, not {len(args.sentence_columns)}")
     if not (args.task_name or args.train_file or args.validation_file or args.test_file):
         raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
+    if len(set(args.task_name)) < len(args.task_name):
+        raise ArgumentsError(f"--task_name {' '.join(args.task_name)}: one task twice")
     return args.task_name or ["task"]
 
 

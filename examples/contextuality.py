@@ -217,6 +217,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if min(arguments.sentences, arguments.words, arguments.shown) < 1 or min(arguments.contexts, arguments.drawn) < 2:
         parser.error("--sentences, --words and --shown must be 1 or more, --contexts and --drawn 2 or more")
+    if arguments.plot.suffix.lower() != ".png" or not arguments.plot.parent.is_dir():
+        parser.error(f"{arguments.plot} must be a .png file in a folder that is there")
     return arguments
 
 

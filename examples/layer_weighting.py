@@ -242,7 +242,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_train_samples", type=int, help="train on the first so many examples only")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="write into a folder that has files in it")
     parser.set_defaults(do_train=True, resume_from_checkpoint=None)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if len(set(arguments.task_name)) < len(arguments.task_name):
+        parser.error("--task_name names a task twice")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -188,7 +188,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_tokens", type=int, default=64, help="of a target; the rest is cut off")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if min(arguments.passes, arguments.batch_size) < 1 or arguments.max_tokens < 2 or not arguments.learning_rate > 0:
+        parser.error("--passes and --batch_size must be 1 or more, --max_tokens 2 or more, --learning_rate above 0")
+    if arguments.vocab_size < 300:
+        parser.error("--vocab_size must be 300 or more: 256 bytes come first")
+    return arguments
 
 
 def translate(arguments: argparse.Namespace):

@@ -233,7 +233,7 @@ def _open_hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         if mode != "r":
-            raise
+            raise OSError(f"{path} cannot be written ({error}): make room") from error
         raise ConversionError(f"{path} is truncated or damaged ({error}): get it again") from error
 
 

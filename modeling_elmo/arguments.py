@@ -202,7 +202,7 @@ class PretrainingArguments:
     # Watching and keeping
     logging_steps: int = flag(50, "steps between two lines of the log")
     eval_steps: int = flag(0, "steps between two evaluations; 0: at the end only")
-    eval_lanes: int = flag(16, "lanes in which the validation text is read")
+    eval_lanes: int = flag(16, "lanes in which the validation text is read; the perplexity depends a little on them")
     save_steps: int = flag(0, "steps between two checkpoints; 0: none, but when the run is told to stop")
     save_total_limit: int = flag(2, "checkpoints that are kept, beside the one with the lowest validation loss")
     report_to: list[str] = field(

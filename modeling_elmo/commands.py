@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 LOCK_FILE = ".lock"
 
@@ -28,14 +30,15 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
 
     Args:
         run: what the command does.
-        mistakes: exceptions whose message is meant for the user; `OSError` and `MemoryError` are always some.
+        mistakes: exceptions whose message is meant for the user; those of a full disk or memory are always some.
         stopped: what is told after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where its encoding lacks a word's characters
-    to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError, MemoryError)
+    to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError, MemoryError, SafetensorError)
     try:
-        run()
+        with _terminated_in_order():
+            run()
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 128 + signal.SIGINT
@@ -43,6 +46,19 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
         print("error:", one_line(error) or "there is not enough memory", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception does, so that scratch files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: Exception | str) -> str:

@@ -6,7 +6,9 @@ brings its data, its collator and its metrics.
 
 import copy
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError  # of the HTTP library that this release of huggingface_hub uses
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from .allennlp_format import listing
@@ -262,6 +264,8 @@ def check_output_dir(args: FinetuningArguments):
     if not args.do_train and _is_the_models(folder, args):
         return  # the scores of a model go beside it
     content = [path for path in folder.rglob("*") if path.is_file() and CACHE_FOLDER not in path.parts]
+    if name is not None:  # what is left of a run that was killed while it wrote its first checkpoint
+        content = [path for path in content if not re.search(r"checkpoint-\d+/", path.relative_to(folder).as_posix())]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(
             f"--output_dir {folder} has files in it, such as {content[0].name}: name another folder, or pass "
@@ -281,12 +285,26 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
     """
     name = args.resume_from_checkpoint
     if name in LAST:
-        return get_last_checkpoint(args.output_dir)
+        return _last_checkpoint(args)
     if name is not None and not Path(name, TRAINER_STATE_NAME).is_file():
         raise ArgumentsError(
             f"--resume_from_checkpoint {name} is no checkpoint; 'last' is the newest of the output folder"
         )
     return name
+
+
+def _last_checkpoint(args: FinetuningArguments) -> str | None:
+    """The newest checkpoint that is whole: its state is what `Trainer` writes last."""
+    found = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if path.name[11:].isdecimal()]
+    for path in sorted(found, key=lambda path: -int(path.name[11:])):
+        try:
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (OSError, ValueError, TypeError):
+            if args.process_index == 0:
+                print(f"{path} was not written to its end and is left out", file=sys.stderr)
+        else:
+            return str(path)
+    return None
 
 
 class ElmoTrainer(Trainer):

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
+from .commands import one_line
 from .finetuning import SPEEDS, ElmoTrainer, FinetuningArguments, Result, Task, check_output_dir, run_all, write_json
 from .freed_memory import keep_freed_memory
 from .loading import LoadingError
@@ -150,5 +152,8 @@ def run_script(
     except (ArgumentsError, DataError, LoadingError) as error:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:  # of a full disk
+        print(f"{script}: {one_line(error)}; --resume_from_checkpoint last goes on", file=sys.stderr)
         return 2
     return 0

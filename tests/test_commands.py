@@ -1,14 +1,17 @@
 """Every command as `python -m` starts it."""
 
 import io
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import modeling_elmo
-from modeling_elmo.commands import new_folder, run_command
+from modeling_elmo.commands import new_folder, run_command, whole_file
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
 COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -37,6 +40,7 @@ def test_there_are_commands():
         (MemoryError(), 2, "error: there is not enough memory"),
         (OSError("a\nb"), 2, "error: a b"),
         (LookupError("mine"), 2, "error: mine"),
+        (SafetensorError("File too large"), 2, "error: File too large"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
     ids=repr,
@@ -49,6 +53,20 @@ def test_mistakes_end_with_a_line_and_a_code(error, code, told, capsys):
     assert capsys.readouterr().err == f"{told}\n"
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0, LookupError)
+
+
+def test_sigterm_leaves_no_scratch_files(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run():
+        with whole_file(tmp_path / "whole") as scratch:
+            scratch.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(run)
+    assert stopped.value.code == 143 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):

@@ -309,6 +309,13 @@ def test_words_in_context_are_compared(model, tmp_path, capsys):
 # ---- contextuality
 
 
+@pytest.mark.parametrize("plot", ["plot.txt", "nowhere/plot.png"])
+def test_a_plot_that_could_not_be_written_is_told_at_once(plot, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        contextuality.main(["model", "text.txt", str(tmp_path / plot)])
+    assert f"{plot} must be a .png file in a folder that is there" in capsys.readouterr().err
+
+
 def test_measures_are_those_of_the_definitions():
     vectors = torch.randn(12, 5) + 1
     pairs = [torch.cosine_similarity(vectors[i], vectors[j], dim=0) for i in range(12) for j in range(12) if i != j]

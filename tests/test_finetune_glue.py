@@ -14,6 +14,7 @@ from conftest import TINY
 from datasets import ClassLabel, Dataset
 from finetuning_runs import change_weights, command_line, run_script, save_pretrained
 from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -280,6 +281,34 @@ def test_an_interrupted_training_goes_on(run, tmp_path):
         torch.testing.assert_close(weight, parts.state_dict()[name], rtol=0, atol=1e-6, msg=name)
 
 
+def test_checkpoints_that_were_not_finished_are_left_out(run, tmp_path, capsys):
+    """Of a run that was killed while it wrote one: the one before serves, or else the run begins."""
+    flags = {"task_name": "pairs", "save_total_limit": 5, "load_best_model_at_end": "false", "num_train_epochs": 2}
+    assert run(**flags) == 0
+    *_, before, last = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    expected = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (last / "optimizer.pt").unlink()
+    (last / "trainer_state.json").write_text("")
+    assert run(**flags, resume_from_checkpoint="last") == 0
+    assert f"{last} was not written to its end" in capsys.readouterr().err
+    assert json.loads((last / "trainer_state.json").read_text())["global_step"] == int(last.name[11:])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == expected
+    half = tmp_path / "half" / before.name
+    half.mkdir(parents=True)
+    (half / "config.json").touch()
+    assert run(**flags, output_dir=tmp_path / "half") == 2
+    assert run(**flags, output_dir=tmp_path / "half", resume_from_checkpoint="last") == 0
+
+
+def test_a_full_disk_is_told(run, monkeypatch, capsys):
+    def save_file(*_, **__):
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", save_file)
+    assert run() == 2
+    assert "too large (os error 27); --resume_from_checkpoint last goes on\n" in capsys.readouterr().err
+
+
 def test_a_finished_model_keeps_its_labels(run, data, tmp_path, capsys):
     """Whatever the order in which other data have them, as names or as ids, or without any."""
     names = ["sad", "glad"]  # not in the order of the alphabet
@@ -402,6 +431,7 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"head": "transformer"}, "head"),
         ({"feature_layers": [0, 3]}, "feature_layers must be different numbers from 0 to num_hidden_layers=2"),
         ({"feature_layers": [1], "features": "layer_0"}, "leave --feature_layers out"),
+        ({"task_name": ["pairs", "pairs"]}, "--task_name pairs pairs: one task twice"),
         ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is no checkpoint"),
         ({"output_dir": "/dev/null"}, "--output_dir /dev/null cannot be written"),
         ({"sentence_columns": ["a", "b", "c"]}, "--sentence_columns: one or two, not 3"),

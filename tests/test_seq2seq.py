@@ -142,6 +142,15 @@ def test_pieces_are_runs_of_known_words(example):
     assert example.pieces_of(sentences, {"a", "b", "c"}, shortest=3, longest=5) == expected
 
 
+@pytest.mark.parametrize(
+    "flag", ["--passes 0", "--batch_size 0", "--max_tokens 1", "--learning_rate -1", "--vocab_size 9"]
+)
+def test_numbers_that_cannot_be_are_told_at_once(flag, example, capsys):
+    with pytest.raises(SystemExit):
+        example.main(["model", *flag.split()])
+    assert flag.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, capsys):
     colours = {"rot": "red", "blau": "blue", "schwarz": "black"}
     lines = [f"{one} und {two}.\t{colours[one]} and {colours[two]} ." for one in colours for two in colours] * 12
