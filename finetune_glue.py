@@ -31,13 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from modeling_elmo.arguments import ArgumentsError, flag
-from modeling_elmo.finetuning import (
-    FinetuningArguments,
-    Task,
-    config_with_head,
-    labels_of,
-    load_task_model,
-)
+from modeling_elmo.finetuning import Task, config_with_head, labels_of, load_task_model
+from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import confusion_table, run_script
 from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.sentence_tasks import (

@@ -36,13 +36,8 @@ from transformers.utils import logging
 
 from modeling_elmo.answer_spans import NUM_BOUNDARIES, Window
 from modeling_elmo.arguments import ArgumentsError, flag
-from modeling_elmo.finetuning import (
-    FinetuningArguments,
-    Metrics,
-    Task,
-    load_task_model,
-    write_json,
-)
+from modeling_elmo.finetuning import Metrics, Task, load_task_model, write_json
+from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import run_script
 from modeling_elmo.loading import load_tokenizer
 from modeling_elmo.question_answering import ElmoForQuestionAnswering

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from modeling_elmo import ElmoForMultipleChoice, ElmoForPreTraining, ElmoForSequenceClassification, ElmoTokenizer
-from modeling_elmo.finetuning import ElmoTrainer, FinetuningArguments
+from modeling_elmo.finetuning import ElmoTrainer
+from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.lstm import ElmoLstmLayer
 
 TOKENIZER = ElmoTokenizer()
