@@ -63,9 +63,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     """The keys and values of a recipe file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        recipe = yaml.safe_load(text)  # JSON is YAML too
-        node: Any = yaml.compose(text, yaml.SafeLoader)
-        keys = [key.value for key, _ in node.value] if isinstance(recipe, dict) else []
+        loader = yaml.SafeLoader(text)  # JSON is YAML too
+        node: Any = loader.get_single_node()
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        recipe = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentsError(f"cannot read the recipe {path!r}: {error}") from error
     except yaml.YAMLError as error:

@@ -179,15 +179,16 @@ def _find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
             raise CheckpointError(f"{wanted} is not a checkpoint: it has no {STATE_FILE}")
         check(Path(wanted))
         return Path(wanted)
-    for checkpoint in reversed(checkpoints_of(output_dir)):
+    found = checkpoints_of(output_dir)
+    for checkpoint in reversed(found):
         try:
             check(checkpoint)
         except CheckpointError as error:
             print(f"{error}; trying the one before")
         else:
             return checkpoint
-    if damaged := checkpoints_of(output_dir):
-        raise CheckpointError(f"none of the checkpoints in {output_dir} is whole: delete {damaged[-1].name} and so on")
+    if found:
+        raise CheckpointError(f"none of the checkpoints in {output_dir} is whole: delete {found[-1].name} and so on")
     if wanted == "auto":
         return None
     raise CheckpointError(f"{output_dir} has no whole checkpoint to resume from: leave --resume_from_checkpoint out")

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from .allennlp_format import listing
 from .arguments import ArgumentsError
+from .checkpoints import checkpoints_of
 from .commands import whole_file
 from .configuration_elmo import ElmoConfig
 from .finetuning_arguments import FinetuningArguments, told_in_a_line
@@ -146,8 +147,7 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
 
 def _last_checkpoint(args: FinetuningArguments) -> str | None:
     """The newest checkpoint that is whole: its state is what `Trainer` writes last."""
-    found = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if path.name[11:].isdecimal()]
-    for path in sorted(found, key=lambda path: -int(path.name[11:])):
+    for path in reversed(checkpoints_of(Path(str(args.output_dir)))):
         try:
             TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
         except (OSError, ValueError, TypeError):

@@ -1,8 +1,10 @@
 """Runs of the fine-tuning scripts for tests, in this process."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from modeling_elmo import ElmoTokenizer
 def run_script(script: ModuleType, monkeypatch: pytest.MonkeyPatch, flags: dict[str, object]) -> int:
     """Calls a script with flags, those that are `None` left out; gives its exit code."""
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *command_line(flags)])
-    return script.main()
+    with patch.dict(os.environ):  # where transformers keeps what flags say of FSDP
+        return script.main()
 
 
 def command_line(flags: dict[str, object]) -> list[str]:
