@@ -196,9 +196,10 @@ class ElmoConfig(PreTrainedConfig):
             self.cnn_filters = [[1, 32], [2, 32], [3, 64], [4, 128], [5, 256], [6, 512], [7, 1024]]
         self.cnn_filters = [list(pair) for pair in self.cnn_filters]
         self.hidden_size = kwargs.pop("hidden_size", self.hidden_size)  # says so if it contradicts
-        kwargs["auto_map"] = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        # What is given counts: a class made from one of ours, or code that lies in another repository.
+        kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.pop("auto_map", None) or {})}
         own = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}  # copies, for `pipeline` writes into them
-        kwargs["custom_pipelines"] = {**(kwargs.get("custom_pipelines") or {}), **own}
+        kwargs["custom_pipelines"] = {**own, **(kwargs.get("custom_pipelines") or {})}
         super().__post_init__(**kwargs)
 
     @property

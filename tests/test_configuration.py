@@ -143,12 +143,12 @@ def test_auto_map_names_classes_that_exist():
         assert cls._auto_class == auto_class
 
 
-def test_auto_map_is_complete_and_keeps_other_entries():
+def test_auto_map_is_complete_and_keeps_what_is_given():
     assert ElmoConfig(**TINY).auto_map == AUTO_MAP
-    others = {"AutoModelForSomething": "mine.Something", "AutoModel": "elsewhere.Elmo"}
-    config = ElmoConfig(**TINY, auto_map=others)
-    assert config.auto_map == {**AUTO_MAP, "AutoModelForSomething": "mine.Something"}
-    assert others["AutoModel"] == "elsewhere.Elmo", "the caller's own dictionary stays as it is"
+    given = {"AutoModelForSomething": "mine.Something", "AutoModel": "me/elsewhere--mine.Elmo"}
+    config = ElmoConfig(**TINY, auto_map=given)
+    assert config.auto_map == {**AUTO_MAP, **given}
+    assert len(given) == 2, "the caller's own dictionary stays as it is"
 
 
 # ---- the ready configurations

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def vectors(folder: Path) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_full_circle(hub, legacy, finished, dst, tmp_path, capsys):
-    """Converted, pushed and loaded by another process; a sharded model; and the commit that was pinned."""
+    """Converted, pushed and loaded by another process; a sharded model; the commit that was pinned; another's code."""
     arguments = [legacy, dst, "--push", "my-elmo", "--private", "--language", "en", "--license", "apache-2.0"]
     assert convert.main([*map(str, arguments)]) == 0
     assert f"pushed {hub.url}/me/my-elmo" in capsys.readouterr().out
@@ -104,10 +105,20 @@ def test_full_circle(hub, legacy, finished, dst, tmp_path, capsys):
     assert publish([str(sharded), "me/sharded"]) == 0
     assert hub.repositories["me/sharded"].lfs_paths == weights and not hub.repositories["me/sharded"].private
 
-    pinned, newest, from_shards = load_elsewhere(hub, tmp_path, f"me/my-elmo@{commit}", "me/my-elmo", "me/sharded")
+    borrower = shutil.copytree(dst, tmp_path / "borrower", ignore=shutil.ignore_patterns("*.py"))
+    for name in ("config.json", "tokenizer_config.json"):
+        told = (borrower / name).read_text()
+        for file in REMOTE_FILES:
+            told = told.replace(f'"{file[:-2]}', f'"me/sharded--{file[:-2]}')
+        (borrower / name).write_text(told)
+    assert publish([str(borrower), "me/borrower"]) == 0
+
+    names = (f"me/my-elmo@{commit}", "me/my-elmo", "me/sharded", "me/borrower")
+    pinned, newest, from_shards, borrowed = load_elsewhere(hub, tmp_path, *names)
     torch.testing.assert_close(pinned, expected, rtol=0, atol=1e-6)  # threads add up in another order
     torch.testing.assert_close(newest, torch.zeros_like(expected), rtol=0, atol=0)
     torch.testing.assert_close(from_shards, vectors(finished), rtol=0, atol=1e-6)
+    torch.testing.assert_close(borrowed, expected, rtol=0, atol=1e-6)
 
 
 def test_objects_push_themselves(hub, finished):
