@@ -47,11 +47,10 @@ def main() -> int:
         if args.push_to_hub:
             args.hub_model_id = check_destination(args.hub_model_id or Path(args.output_dir).resolve().name)
         trainer = Pretrainer(args)
-        trainer.announce()
         trainer.train()
         if args.push_to_hub and trainer.is_main:
             print(f"published {publish(args.output_dir, str(args.hub_model_id), args.hub_private_repo)}")
-    except (ArgumentsError, PublishError, DataError, CheckpointError, FloatingPointError, Stopped) as error:
+    except (ArgumentsError, PublishError, DataError, CheckpointError, FloatingPointError, OSError, Stopped) as error:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, Stopped) else 2

@@ -40,7 +40,12 @@ def c_library(name: str, source: str) -> ctypes.CDLL | None:
         return None
     try:
         with _cache_folder() as folder:
-            return ctypes.CDLL(str(_compiled(compiler, name, source, folder)))
+            path = _compiled(compiler, name, source, folder)
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # it is broken, as by a loss of power
+                path.unlink(missing_ok=True)
+                return ctypes.CDLL(str(_compiled(compiler, name, source, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         text = getattr(error, "stderr", None) or error
         warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)

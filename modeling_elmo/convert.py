@@ -39,7 +39,7 @@ from .commands import command_parser, new_folder, run_command
 from .language_model import ElmoForPreTraining
 from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
-from .model_card import converted_card, count_parameters
+from .model_card import converted_card, count_parameters, write_card
 from .modeling_elmo import ElmoModel
 from .publish import PublishError, check_destination, publish
 from .tf_hub_module import read_hub_module
@@ -166,7 +166,7 @@ def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], 
         has_vocabulary=isinstance(elmo, LegacyElmo) and elmo.vocabulary is not None,
         **told,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_card(folder, text)
 
 
 def new_tokenizer(legacy: LegacyElmo) -> ElmoTokenizer:

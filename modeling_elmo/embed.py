@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .char_rows import cut_rows
 from .commands import command_parser, run_command
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint, fingerprint_of_tokenizer
+from .evaluation_mode import evaluation_mode
 from .freed_memory import keep_freed_memory
 from .loading import load_encoder
 from .modeling_elmo import ElmoModel
@@ -126,7 +127,7 @@ def windows(texts: Iterable[list[str]], num_words: int) -> Iterator[list[list[st
         yield window
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and no inference mode, whose vectors nothing can be trained on
 def embed_window(
     texts: list[list[str]],
     model: ElmoModel,
@@ -140,9 +141,7 @@ def embed_window(
     """`embed` for one window of split texts; `on_batch` is told of the texts and words of each batch."""
     by_length = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     results: list[Tensor] = [torch.empty(0)] * len(texts)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         planned = batches(by_length, [len(text) + 2 for text in texts], words_per_batch)
         for numbers, chosen in run_batches(planned, texts, model, tokenizer, layers):
             for row, number in enumerate(numbers):
@@ -150,8 +149,6 @@ def embed_window(
                 vectors = torch.stack([layer[row, 1 : len(texts[number]) + 1] for layer in chosen])
                 results[number] = pool(vectors if layers == "all" else vectors[0], pooling).to("cpu", dtype)
             on_batch(len(numbers), sum(len(texts[number]) for number in numbers))
-    finally:
-        model.train(was_training)
     return results
 
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .corpus import Corpus
+from .evaluation_mode import evaluation_mode
 from .lanes import FORWARD, TypeTable, read_in_order
 from .training_log import HIGHEST_LOSS, lane_perplexities
 
@@ -35,18 +36,16 @@ def evaluate(
     """
     num_lanes = max(min(num_lanes, corpus.num_sentences), accelerator.num_processes)
     mine = range(accelerator.process_index, num_lanes, accelerator.num_processes)
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(3, num_lanes, dtype=torch.float64)  # forward loss, backward loss, words
     state: Any = None
-    for window in read_in_order(corpus, num_lanes, steps, mine):
-        with accelerator.autocast():
-            output = model(**to_device(table.batch(window), accelerator.device), state=state)
-        state = output.state
-        chosen = slice(mine.start, None, mine.step)
-        sums[:2, chosen] += output.word_losses.sum(2).cpu()
-        sums[2, chosen] += torch.from_numpy((window.targets[FORWARD] >= 0).sum(1))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for window in read_in_order(corpus, num_lanes, steps, mine):
+            with accelerator.autocast():
+                output = model(**to_device(table.batch(window), accelerator.device), state=state)
+            state = output.state
+            chosen = slice(mine.start, None, mine.step)
+            sums[:2, chosen] += output.word_losses.sum(2).cpu()
+            sums[2, chosen] += torch.from_numpy((window.targets[FORWARD] >= 0).sum(1))
     sums = accelerator.reduce(sums.float().to(accelerator.device)).double().cpu()
     forward, backward = (sums[:2].sum(1) / sums[2].sum()).tolist()
     if not (forward < HIGHEST_LOSS and backward < HIGHEST_LOSS):  # a comparison with NaN is false

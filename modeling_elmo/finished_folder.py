@@ -11,7 +11,7 @@ from .arguments import PretrainingArguments
 from .checkpoints import UNFINISHED
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
-from .model_card import count_parameters, model_card
+from .model_card import count_parameters, model_card, write_card
 from .output_folder import LOG_FILE
 from .reporting import plot_curve
 from .tokenization_elmo import ElmoTokenizer
@@ -65,7 +65,7 @@ def write_finished_folder(
             license=args.license,
             language=args.language,
         )
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        write_card(unfinished, card)
         try:
             plot_curve(folder / LOG_FILE, unfinished / "curve.png")
         except ImportError as error:

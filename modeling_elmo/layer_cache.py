@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .commands import whole_file
 from .embed import batches
 from .embedding_files import fingerprint
+from .evaluation_mode import evaluation_mode
 from .task_layers import ElmoTaskModel, used_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -135,9 +136,8 @@ class LayerCache:
         keys = sorted(window, key=lambda key: -len(window[key]))
         end = sum(length for _, length in self.places.values())
         device = self.model.device
-        was_training = self.model.training
-        self.model.eval()
-        with open(self.folder / "layers.bin", "r+b" if (self.folder / "layers.bin").exists() else "w+b") as file:
+        mode = "r+b" if (self.folder / "layers.bin").exists() else "w+b"
+        with evaluation_mode(self.model), open(self.folder / "layers.bin", mode) as file:
             file.seek(end * self.shape[0] * self.shape[1] * self.dtype.itemsize)
             for numbers in batches(list(range(len(keys))), [len(window[key]) for key in keys], WORDS_PER_BATCH):
                 texts = [window[keys[number]] for number in numbers]
@@ -150,7 +150,6 @@ class LayerCache:
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
-        self.model.train(was_training)
         self._write_index()
 
     def _write_index(self):

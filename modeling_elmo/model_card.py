@@ -348,6 +348,11 @@ def file_names(paths: str | Iterable[str]) -> str:
     return ", ".join(PurePath(path).name for path in ([paths] if isinstance(paths, str) else paths))
 
 
+def write_card(folder: Path, text: str):
+    """Write README.md. Names of files and folders, which it tells, need not be UTF-8."""
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def table(head: list[str], rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table; a row may be shorter than the head."""
     lines = [tuple(head), ("---",) * len(head), *(row + ("",) * (len(head) - len(row)) for row in rows)]

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from .commands import command_parser, run_command, whole_file
 from .embed import batches, windows
+from .evaluation_mode import evaluation_mode
 from .freed_memory import keep_freed_memory
 from .language_model import IGNORE_INDEX, ElmoForPreTraining
 from .loading import load_config, load_model, load_tokenizer
@@ -243,16 +244,12 @@ def score_batch(
     """Score a batch, `steps` words of each sentence at a time."""
     streams = reading_streams(tokenizer, sentences)
     losses, state = [], None
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for start in range(0, streams["input_ids"].shape[1], steps):
             piece = {name: stream[:, start : start + steps].to(model.device) for name, stream in streams.items()}
             output = model(**piece, state=state)
             losses.append(output.word_losses.cpu())  # (2, batch, steps)
             state = output.state
-    finally:
-        model.train(was_training)
     log_probs = -torch.cat(losses, dim=2).double()
     if not log_probs.isfinite().all():
         raise PerplexityError("the loss of the model is no number: its weights are damaged, or its training diverged")

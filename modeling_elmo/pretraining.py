@@ -341,6 +341,7 @@ class Pretrainer:
         """
         with ExitStack() as stack:
             stack.callback(self.folder.unlock)
+            self.announce()
             if self.checkpoint is not None:
                 self.resume()
             self.start_log()
@@ -518,6 +519,6 @@ class Pretrainer:
             on_main(self.accelerator, lambda: write_finished_folder(*what))
         except Exception as error:  # as for a checkpoint
             raise CheckpointError(
-                f"the finished model could not be written into {self.output_dir} ({error}): make room and go on with "
-                "--resume_from_checkpoint auto"
+                f"the finished model could not be written into {self.output_dir} ({error}): mend that (make room, if "
+                "the disk is full) and go on with --resume_from_checkpoint auto"
             ) from error

@@ -28,9 +28,10 @@ def is_traced() -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call does more than the module's `forward`: by torch's hooks, or accelerate's, which bring weights."""
+    """Whether a call does something else than the class's `forward`: by torch's hooks, or a `forward` of the module's
+    own, such as accelerate's, which brings weights."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or hasattr(module, "_hf_hook")
+    return any(hooks) or getattr(module.forward, "__func__", None) is not type(module).forward
 
 
 def has_onednn_products(dtype: torch.dtype) -> bool:

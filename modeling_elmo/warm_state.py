@@ -23,9 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from .commands import command_parser, new_folder, run_command
 from .embed import distinct_batch
+from .evaluation_mode import evaluation_mode
 from .language_model import ElmoForPreTraining
 from .loading import load_config, load_model, load_tokenizer
 from .lstm import ElmoState
+from .model_card import write_card
 from .modeling_elmo import ElmoModel
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
@@ -67,19 +69,15 @@ def warm_state(
         raise WarmStateError("there is no text with a word in it")
     length = min(SENTENCES_PER_LANE, len(sentences))
     lanes = [sentences[first : first + length] for first in range(0, len(sentences) - length + 1, length)]
-    was_training = model.training
-    model.eval()
     state: ElmoState | None = None
     collected = []
-    try:
+    with evaluation_mode(model):
         for number in tqdm(range(length), desc="warming up", unit=" sentences", disable=not progress):
             batch = distinct_batch([lane[number] for lane in lanes], tokenizer)
             state = model(**{name: values.to(model.device) for name, values in batch.items()}, state=state).state
             assert state is not None
             if number >= length // 2:
                 collected.append([tensor.double().mean(2, keepdim=True) for tensor in state])
-    finally:
-        model.train(was_training)
     means = (torch.stack(parts).mean(0) for parts in zip(*collected, strict=True))  # (layers, 2, 1, width) each
     return ElmoState(*(mean.float() for mean in means))
 
@@ -122,7 +120,7 @@ def run(arguments: argparse.Namespace):
         read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
         text = re.sub(rf"{TITLE}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)  # what is told of an earlier state
         told = f"{text}{TITLE}\n\n{CARD.format(read=read)}\n"
-        (folder / "README.md").write_text(told, encoding="utf-8")
+        write_card(folder, told)
     for problem in report.problems():
         print(problem, file=sys.stderr)
     print(f"{arguments.folder}: texts begin in the mean state behind {read}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 # Numbers of a weight whose bits are summed together. A prime: parts begin anywhere in rows, so that moved columns
 # change sums as moved rows and gates do.
 PART = 1021
+EXACT_BYTES = 2**16  # a weight no larger than this is remembered as it is: rows of characters are short
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -17,7 +18,7 @@ def fingerprint_of(weights: Iterable[Tensor]) -> Hashable:
     """Differs when any weight differs: its counter of changes, and sums of its bits for changes past it.
 
     `weight.data` and NumPy's views change weights past the counter. The sums take one pass, as fast as memory is read;
-    a change is missed if it leaves each of them as it was.
+    of a large weight a change is missed if it leaves each of them as it was.
 
     Args:
         weights: on the CPU.
@@ -34,7 +35,7 @@ def _sums(weight: Tensor) -> tuple[bytes, bytes]:
     bits = weight.flatten()
     # As few and large integers as lie on the boundaries that torch wants for them.
     bits = bits.view(WORDS[math.gcd(8, bits.nbytes, bits.storage_offset() * bits.itemsize)])
-    parts = len(bits) // PART
+    parts = len(bits) // PART if bits.nbytes > EXACT_BYTES else 0
     end = parts * PART
     rest = bits[end:].clone()  # NumPy pins the memory that it looks at, and sharded weights give theirs back
     sums = bits[:end].view(parts, PART).sum(1).numpy().tobytes() if parts else b""

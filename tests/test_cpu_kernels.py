@@ -49,6 +49,18 @@ def test_compiled_once_and_kept(tmp_path, monkeypatch):
     assert [command[1:] for command in runs] == [["--version"]], "only the compiler's version was asked for"
 
 
+@needs_compiler
+def test_a_broken_library_is_compiled_anew(tmp_path, monkeypatch):
+    assert cpu_kernels.cell_kernels(torch.float32) is not None
+    (library,) = (tmp_path / "cache").iterdir()
+    library = tmp_path / "other" / library.name  # the system knows that path by now
+    library.parent.mkdir(mode=0o700)
+    library.write_bytes(b"\x7fELF\n")
+    monkeypatch.setenv("MODELING_ELMO_CACHE", str(library.parent))
+    forget()
+    assert cpu_kernels.cell_kernels(torch.float32) is not None and library.stat().st_size > 1000
+
+
 def test_other_dtypes_have_no_kernel():
     for dtype in (torch.float64, torch.float16):
         assert cpu_kernels.cell_kernels(dtype) is None and recurrence_kernel(dtype) is None

@@ -131,6 +131,13 @@ def test_a_batch_of_distinct_words_is_that_of_the_tokenizer(texts, is_lower_case
     assert torch.equal(batch["attention_mask"], expected["attention_mask"].bool())
 
 
+def test_others_can_be_trained_on_the_vectors(model, tokenizer):
+    (vectors,) = embed(["It rains ."], model, tokenizer)
+    scorer = torch.nn.Linear(vectors.shape[1], 1)
+    scorer(vectors).sum().backward()
+    assert scorer.weight.grad.abs().sum() > 0 and not vectors.requires_grad
+
+
 def test_a_training_model_goes_on_training(model, tokenizer):
     model.train()
     assert_same(embed(LINES, model, tokenizer), [mix for mix, *_ in one_by_one(model.eval(), tokenizer)])

@@ -1,8 +1,11 @@
 """train.py, run as its users run it, on a few sentences."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -251,6 +254,21 @@ def test_the_card_counts_the_parameters(run, folder, tmp_path):
     number = ElmoForPreTraining.from_pretrained(tmp_path / "out").num_parameters()
     card = (tmp_path / "out/README.md").read_text()
     assert f"| parameters: all | {number:,} |" in card and "AutoModelForPreTraining" in card
+
+
+def test_names_that_are_not_utf_8_cost_no_training(run, folder, tmp_path):
+    text = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(folder / "train.txt", text)
+    argv = flags(folder, tmp_path / "out", max_steps=1)
+    argv[argv.index("--train_file") + 1] = str(text)
+    assert run(*argv) == 0
+    assert "caf\\udce9.txt" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_output_that_cannot_be_written_is_told(run, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("builtins.print", Mock(side_effect=[OSError(28, "No space left on device"), None]))
+    assert run(*flags(folder, tmp_path / "out", max_steps=1)) == 2
+    assert not any((tmp_path / "out").iterdir()), "not even its lock is left"
 
 
 def test_pre_tokenised_words_are_normalised_as_later_on(run, folder, tmp_path):

@@ -348,6 +348,12 @@ def test_a_model_that_is_trained_or_hooked_has_no_cache():
     encoder = make_encoder()
     encoder.projection = nn.Sequential(encoder.projection)
     assert encode(encoder, words)[1] == encode(encoder, words)[1] == 2
+    encoder = make_encoder()
+    encoder.convolutions[1].forward = lambda rows: nn.Conv1d.forward(encoder.convolutions[1], rows) * 0
+    silent, distinct = encode(encoder, words)
+    assert distinct == encode(encoder, words)[1] == 2
+    nn.init.zeros_(encoder.convolutions[1].weight), nn.init.zeros_(encoder.convolutions[1].bias)
+    torch.testing.assert_close(encode(encoder, words)[0], silent)
 
 
 def test_autocast_has_vectors_of_its_own():
