@@ -39,6 +39,12 @@ def test_a_recipe_may_hold_what_is_required(tmp_path):
     assert parse(path).output_dir == "out"
 
 
+def test_null_in_a_recipe_is_the_default_where_that_is_none(tmp_path):
+    names = ("mixed_precision", "language", "vocab_size", "hub_private_repo")
+    args = parse(recipe(tmp_path, "".join(f"{name}: null\n" for name in names)), *NEEDED)
+    assert [getattr(args, name) for name in names] == [None] * 4
+
+
 def test_a_recipe_stands_in_front(tmp_path):
     path = recipe(tmp_path, "max_steps: 3\n")
     assert parse(path, *NEEDED).max_steps == 3
