@@ -59,8 +59,14 @@ class Position(NamedTuple):
         return Position(*(values.copy() for values in self))
 
 
-# The sentence that a lane reads next, as (first word, words); None: the lane has come to its end.
-NextSentence = Callable[[int], tuple[int, int] | None]
+# The sentence that a lane of a direction reads next, as (first word, words); None: the lane has come to its end.
+NextSentence = Callable[[int, int], tuple[int, int] | None]
+
+
+def _read_window(corpus: Corpus, position: Position, steps: int, mine: range, following: NextSentence) -> Window:
+    """Read `steps` words of each lane of both directions, moving `position`; the window has those of `mine`."""
+    sides = [_read(corpus, position, direction, steps, mine, following) for direction in (FORWARD, BACKWARD)]
+    return Window(*map(np.stack, zip(*sides, strict=True)))
 
 
 def _read(
@@ -87,7 +93,7 @@ def _read(
     heapq.heapify(due)
     while due[0][0] < steps:
         at, lane = due[0]
-        sentence = following(lane)
+        sentence = following(direction, lane)
         if sentence is None:
             heapq.heapreplace(due, (steps, lane))
         else:
@@ -162,14 +168,11 @@ class Lanes:
         """The next `steps` words of the lanes `mine` (default: all), and the position behind them."""
         position = position.copy()
         mine = range(self.num_lanes) if mine is None else mine
-        sides = []
-        for direction in (FORWARD, BACKWARD):
 
-            def following(_lane: int, direction: int = direction) -> tuple[int, int]:
-                return self._next(position.taken, direction)
+        def following(direction: int, _lane: int) -> tuple[int, int]:
+            return self._next(position.taken, direction)
 
-            sides.append(_read(self.corpus, position, direction, steps, mine, following))
-        return Window(np.stack([side[0] for side in sides]), np.stack([side[1] for side in sides])), position
+        return _read_window(self.corpus, position, steps, mine, following), position
 
     def _next(self, taken: np.ndarray, direction: int) -> tuple[int, int]:
         """First word and length of the next sentence of the stream."""
@@ -209,21 +212,16 @@ def read_in_order(corpus: Corpus, num_lanes: int, steps: int, mine: range | None
     upcoming = np.array([firsts, firsts])  # (2, lanes) the next sentence of each lane, forwards
     position = Position.at_the_end(num_lanes)
 
-    def following(direction: int) -> NextSentence:
-        def sentence(lane: int) -> tuple[int, int] | None:
-            index = int(upcoming[direction, lane])
-            if index == ends[lane]:
-                return None
-            upcoming[direction, lane] += 1
-            start, stop = corpus.starts(index, index + 1).tolist()
-            return start, stop - start
-
-        return sentence
+    def following(direction: int, lane: int) -> tuple[int, int] | None:
+        index = int(upcoming[direction, lane])
+        if index == ends[lane]:
+            return None
+        upcoming[direction, lane] += 1
+        start, stop = corpus.starts(index, index + 1).tolist()
+        return start, stop - start
 
     while True:
-        sides = [_read(corpus, position, side, steps, mine, following(side)) for side in (FORWARD, BACKWARD)]
-        window = Window(np.stack([side[0] for side in sides]), np.stack([side[1] for side in sides]))
-        yield window
+        yield _read_window(corpus, position, steps, mine, following)
         lanes_left = (upcoming[FORWARD] < ends) | (position.offsets[FORWARD] <= position.lengths[FORWARD])
         if not lanes_left.any():
             return
