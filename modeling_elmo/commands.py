@@ -61,7 +61,7 @@ def _terminated_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def one_line(error: Exception | str) -> str:
+def one_line(error: BaseException | str) -> str:
     """A message without line breaks."""
     return " ".join(str(error).split())
 

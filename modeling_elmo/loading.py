@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .char_rows import PADDING
+from .commands import one_line
 from .configuration_elmo import ElmoConfig
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
@@ -44,7 +45,7 @@ def told_as_loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise LoadingError(f"{name} has no ELMo model: {' '.join(str(error).split())}") from error
+        raise LoadingError(f"{name} has no ELMo model: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
 

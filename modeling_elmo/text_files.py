@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from .commands import one_line
+
 # A longer line is cut, so that a file without line ends does not fill the memory.
 MAX_LINE_BYTES = 2**24
 BUFFER_BYTES = 2**18
@@ -315,8 +317,7 @@ def lines_of_dataset(
         raise
     except Exception as error:  # those of any library that fetches and reads files may get through
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
-        message = " ".join(str(cause or error).split())
-        raise DataError(f"{source} cannot be read, split {split!r}: {message}") from error
+        raise DataError(f"{source} cannot be read, split {split!r}: {one_line(cause or error)}") from error
 
 
 def choose_column(types: dict[str, str], text_column: str | None, source: str) -> str:
