@@ -54,7 +54,7 @@ def key_of(**settings: Any) -> str:
 class _Index(dict):
     """Word -> type id; a word that is not there gets the next id."""
 
-    def __init__(self, new_type: Callable[[str], None]):
+    def __init__(self, new_type: Callable[[str], object]):
         self.num_types = 0
         self.new_type = new_type
 
@@ -131,7 +131,7 @@ def write_corpus(
     parts = {name: _Part(folder / name) for name in ([TRAIN, HELD_OUT] if hold_out_every else [TRAIN])}
     num_sentences = 0
     with open(folder / "types.txt", "w", encoding="utf-8", errors="surrogatepass", newline="\n") as types_file:
-        index = _Index(lambda word: types_file.write(word + "\n"))  # type: ignore[arg-type, return-value]
+        index = _Index(lambda word: types_file.write(word + "\n"))
         for line in lines:
             for words in split(line):
                 if not words:
