@@ -3,7 +3,7 @@
 import csv
 import glob
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,18 +97,13 @@ def _checked(name: str, rows: Iterator[list[str]], width: int, is_tsv: bool) -> 
 def _has_stray_marks(name: str) -> bool:
     """Whether quotation marks of a tsv file are signs like any others: its lines make a table, and are none with cells
     in quotation marks, or one whose cells swallowed lines."""
-
-    def widths(rows: Iterator[Sequence[str]]) -> set[int]:
-        return set(map(len, rows))
-
-    if len(widths(_rows(name, **PLAIN_TSV))) != 1:
+    if len(set(map(len, _rows(name, **PLAIN_TSV)))) != 1:
         return False
     try:
-        if len(widths(_rows(name, **TSV))) != 1:
-            return True
-        return any("\n" in cell for row in _rows(name, **TSV) for cell in row)
+        kinds = {(len(row), any("\n" in cell for cell in row)) for row in _rows(name, **TSV)}
     except DataError:
         return True
+    return len(kinds) > 1 or any(has_breaks for _, has_breaks in kinds)
 
 
 def _rows(name: str, **dialect: Any) -> Iterator[list[str]]:
