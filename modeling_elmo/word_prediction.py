@@ -112,10 +112,8 @@ def find_substitutes(
     batch = tokenizer([list(words)], is_split_into_words=True, return_tensors="pt").to(model.device)
     rows, places = torch.tensor([0]), torch.tensor([position + 1])  # behind <S>
     log_probs = predict_words(model, batch["input_ids"], batch["attention_mask"], rows, places)
-    left_out = special_ids(tokenizer)
-    sides = log_probs[0].clone()
-    sides[:, left_out] = -torch.inf
-    return Substitutes(*(best(tokenizer, part, top_k) for part in (combine(log_probs, left_out)[0], *sides)))
+    log_probs[..., special_ids(tokenizer)] = -torch.inf
+    return Substitutes(*(best(tokenizer, part, top_k) for part in (combine(log_probs)[0], *log_probs[0])))
 
 
 def check_vocabulary(model: Any, tokenizer: ElmoTokenizer):
