@@ -227,19 +227,10 @@ class PretrainingArguments:
     hub_private_repo: bool | None = flag(None, "make a new repository private; default: as its owner's settings say")
 
     def __post_init__(self):
-        at_least = {"per_device_train_batch_size": 1, "unroll_steps": 1, "gradient_accumulation_steps": 1}
-        at_least |= {
-            "min_frequency": 1,
-            "eval_lanes": 1,
-            "warmup_steps": 0,
-            "logging_steps": 1,
-            "save_total_limit": 1,
-            "save_steps": 0,
-            "eval_steps": 0,
-            "freeze_bilm_steps": 0,
-            "max_grad_norm": 0,
-            "seed": 0,
-        }
+        counts = ("per_device_train_batch_size", "unroll_steps", "gradient_accumulation_steps", "min_frequency")
+        at_least = dict.fromkeys((*counts, "eval_lanes", "logging_steps", "save_total_limit"), 1)
+        others = ("warmup_steps", "save_steps", "eval_steps", "freeze_bilm_steps", "max_grad_norm", "seed")
+        at_least |= dict.fromkeys(others, 0)
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ArgumentsError(f"{name} must be {least} or more, not {getattr(self, name)}")
