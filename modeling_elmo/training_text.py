@@ -92,9 +92,8 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
     Raises:
         ArgumentsError: it cannot be read.
     """
-    sources = ("vocab_file", "tokenizer_name")
     if args.tokenizer_name is not None and args.vocab_file is not None:
-        raise ArgumentsError(f"give either {' or '.join(sources)}: the tokenizer has a vocabulary of its own")
+        raise ArgumentsError("give either vocab_file or tokenizer_name: the tokenizer has a vocabulary of its own")
     folder = args.tokenizer_name or (None if args.vocab_file else args.model_name_or_path)
     try:
         if folder is None:
