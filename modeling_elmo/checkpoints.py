@@ -161,8 +161,8 @@ def delete_old(folder: Path, keep: int):
             _delete(old)
 
 
-def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> Path | None:
-    """The whole checkpoint that `--resume_from_checkpoint` means, the same on all processes.
+def find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
+    """The whole checkpoint that `--resume_from_checkpoint` means.
 
     "last" is the last one that is undamaged, "auto" that one, or `None` if there is none at all; anything else is a
     folder.
@@ -170,10 +170,6 @@ def find_checkpoint(accelerator: Accelerator, wanted: str, output_dir: Path) -> 
     Raises:
         CheckpointError: there is none, all are damaged, or the folder is not an undamaged checkpoint.
     """
-    return on_main(accelerator, lambda: _find_checkpoint(wanted, output_dir))
-
-
-def _find_checkpoint(wanted: str, output_dir: Path) -> Path | None:
     if wanted not in ("last", "auto"):
         if not (Path(wanted) / STATE_FILE).is_file():
             raise CheckpointError(f"{wanted} is not a checkpoint: it has no {STATE_FILE}")

@@ -137,8 +137,8 @@ class Pretrainer:
     def _set_up(self):
         args = self.args
         self.checkpoint = None
-        if args.resume_from_checkpoint is not None:
-            self.checkpoint = find_checkpoint(self.accelerator, args.resume_from_checkpoint, self.output_dir)
+        if (wanted := args.resume_from_checkpoint) is not None:
+            self.checkpoint = on_main(self.accelerator, lambda: find_checkpoint(wanted, self.output_dir))
         self.text = read_text(args, self.accelerator)
         self._set_up_lanes()
         self._set_up_model()
