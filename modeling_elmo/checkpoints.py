@@ -58,7 +58,7 @@ def save_checkpoint(
     position: Position,
     facts: dict[str, Any],
     keep: int,
-) -> Path:
+):
     """Write `checkpoint-<step>` in `folder`, and keep the last `keep` and the best one. Called by every process.
 
     The files go into a folder of another name, which is renamed when the last one lies safely on disk.
@@ -108,7 +108,6 @@ def save_checkpoint(
             delete_old(folder, keep)
         except OSError as error:  # the run can go on, and all processes do
             print(f"an older checkpoint could not be deleted: {error}")
-    return target
 
 
 def _make_empty(folder: Path):
