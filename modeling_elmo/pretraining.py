@@ -468,8 +468,6 @@ class Pretrainer:
         if self.words_beyond and self.args.max_steps < 0:
             left = self.args.num_train_epochs * self.text.train.num_predictions - words
             self.max_steps = self.step + max(0, math.ceil(left / self.words_per_step))
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"]  # as before the first schedule
             self.schedule = make_schedule(self.args, self.optimizer.optimizer, self.max_steps)
 
     def resume(self):
