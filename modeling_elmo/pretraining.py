@@ -143,7 +143,6 @@ class Pretrainer:
         self._set_up_lanes()
         self._set_up_model()
         self.step = 0
-        self.generator = torch.Generator()
         self.batches = read_ahead(self.read_batches(), 0 if self.accelerator.device.type == "cpu" else BATCHES_AHEAD)
         self.last_evaluation: dict[str, float] = {}
         self.evaluated_at = -1
@@ -278,15 +277,15 @@ class Pretrainer:
         probability = self.args.state_reset_probability
         if self.state is None or not probability:
             return
-        self.generator.manual_seed(seed_of(self.args.seed, index, 0, 1))
-        chosen = torch.rand(self.lanes.num_lanes, generator=self.generator)[self.mine] < probability  # (lanes,)
+        generator = torch.Generator().manual_seed(seed_of(self.args.seed, index, 0, 1))
+        chosen = torch.rand(self.lanes.num_lanes, generator=generator)[self.mine] < probability  # (lanes,)
         chosen = chosen.to(self.accelerator.device, non_blocking=True)[:, None]
         new = self.accelerator.unwrap_model(self.model).elmo.initial_state(len(chosen), self.state.hidden)
         self.state = ElmoState(*(torch.where(chosen, start, kept) for start, kept in zip(new, self.state, strict=True)))
 
     def finish_gradients(self) -> Tensor:
         """Share the gradients that DDP leaves alone, and clip all; returns their norm before, ()."""
-        limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        limit = self.args.max_grad_norm or math.inf
         model = self.accelerator.unwrap_model(self.model)
         if self.step < self.args.freeze_bilm_steps:
             for parameter in model.elmo.parameters():
@@ -369,16 +368,17 @@ class Pretrainer:
         self.log.bar.update()
         is_last = self.step == self.max_steps
         told_to_stop = stops.came_by(self.step)
+        logs = is_last or self.step % args.logging_steps == 0
         evaluates = is_last or (args.eval_steps and self.step % args.eval_steps == 0)
         saves = told_to_stop or (args.save_steps and (is_last or self.step % args.save_steps == 0))
-        if self.step % args.logging_steps == 0 or evaluates or saves:
+        if logs or evaluates or saves:
             self.log.check(self.step, args.gradient_accumulation_steps)
         if (is_last or saves) and self.accelerator.scaler is None and not norm.isfinite():  # a scaler skips such steps
             raise FloatingPointError(
                 f"the gradient of step {self.step} has a norm of {float(norm):g} although the loss is a number: lower "
                 "the learning rate, and go on with --resume_from_checkpoint last --resume_with_changes"
             )
-        if self.step % args.logging_steps == 0 or is_last:
+        if logs:
             self.log.training_line(self.step, learning_rate=learning_rate, **self.measures(norm))
         pause = time.monotonic()
         if evaluates:
