@@ -48,15 +48,12 @@ class Text:
         parts = [("train", self.train, self.train_table), ("validation", self.validation, self.validation_table)]
         for name, corpus, table in parts:
             unknown = corpus.counts()[table.labels[: corpus.num_types] == self.tokenizer.lm_unk_id].sum()
-            tokens = max(corpus.num_tokens, 1)
             facts[name] = {
                 "sentences": corpus.num_sentences,
                 "tokens": corpus.num_tokens,
                 "types": corpus.sizes["types"],
-                "unknown_rate": float(unknown / tokens),
-                "truncated_rate": corpus.sizes["truncated"] / tokens,
-                "lines_with_invalid_utf8": corpus.report.lines_with_invalid_utf8,
-                "control_characters": corpus.report.control_characters,
+                "unknown_rate": float(unknown / corpus.num_tokens),
+                "truncated_rate": corpus.sizes["truncated"] / corpus.num_tokens,
             }
         return facts
 
