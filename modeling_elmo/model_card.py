@@ -316,14 +316,14 @@ def architecture_rows(config, parameters: Mapping[str, int]) -> list[tuple[str, 
 
 def data_rows(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """What was counted in the text that was trained on and in the text held out."""
-    sides = [data[side] for side in ("train", "validation") if side in data]
+    sides = [data["train"], data["validation"]]
     counted = [("sentences", "sentences"), ("tokens", "tokens"), ("types", "different words")]
     shares = [("unknown_rate", "unknown words (share of tokens)")]
     shares += [("truncated_rate", "words cut because of their length (share of tokens)")]
     return [
-        ("source", source_name(data["source"]), ""),
+        ("source", source_name(data["source"])),
         *((label, *[f"{side[key]:,}" for side in sides]) for key, label in counted),
-        ("words in the vocabulary", f"{data['vocabulary']:,}", ""),
+        ("words in the vocabulary", f"{data['vocabulary']:,}"),
         *((label, *[f"{side[key]:.2%}" for side in sides]) for key, label in shares),
     ]
 
