@@ -48,6 +48,7 @@ from .stopping import Stopped, StopSignals
 from .text_files import DataError
 from .training_log import TrainingLog
 from .training_model import (
+    check_spelling,
     load_schedule,
     make_model,
     make_optimizer,
@@ -183,6 +184,7 @@ class Pretrainer:
         torch.manual_seed(args.seed)
         # Folders may be there for some processes only.
         model, self.has_new_softmax = on_all(accelerator, lambda: make_model(args, self.text.tokenizer.lm_vocab_size))
+        on_all(accelerator, lambda: check_spelling(model.config, self.text.tokenizer))
         if args.unigram_bias and (self.has_new_softmax or args.model_name_or_path is None):
             start_from_frequencies(model, self.text.frequencies())
         model.to(accelerator.device)

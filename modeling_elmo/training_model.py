@@ -13,11 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from .arguments import ArgumentsError, PretrainingArguments
+from .char_rows import PADDING
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
 from .loading import load_config, load_model
 from .modeling_elmo import ElmoModel
 from .muon import MuonAdamW
+from .tokenization_elmo import ElmoTokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -68,6 +70,19 @@ def make_model(args: PretrainingArguments, lm_vocab_size: int) -> tuple[ElmoForP
         return model, bool(new)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentsError(f"cannot start from {path}: {error}") from error
+
+
+def check_spelling(config: ElmoConfig, tokenizer: ElmoTokenizer):
+    """Raise an `ArgumentsError` unless the model reads words as the tokenizer spells them, by bytes."""
+    if not config.cnn_filters or config.word_embedding_dim is not None or config.char_padding_id != PADDING:
+        raise ArgumentsError(
+            "the model looks characters or words up in a dictionary, and train.py spells by bytes only"
+        )
+    if config.max_word_length != tokenizer.max_word_length:
+        raise ArgumentsError(
+            f"the model has max_word_length={config.max_word_length} and the tokenizer {tokenizer.max_word_length}: "
+            "make them the same, by --config_overrides or with a tokenizer of your own as --tokenizer_name"
+        )
 
 
 @torch.no_grad()

@@ -177,6 +177,7 @@ def test_a_data_set_by_name(run, folder, tmp_path):
         ({"config_name": "huge"}, "no configuration 'huge'"),
         ({"config_overrides": "lstm_dim=-3"}, "lstm_dim must be greater than 0"),
         ({"config_overrides": "lstm_dimension=3"}, "lstm_dimension"),
+        ({"config_overrides": "max_word_length=20"}, "the model has max_word_length=20 and the tokenizer 50"),
         ({"resume_from_checkpoint": "last"}, "no whole checkpoint to resume from"),
         ({"vocab_file": "nowhere.txt"}, "nowhere.txt"),
         ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),

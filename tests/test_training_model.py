@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments
-from modeling_elmo.training_model import make_model, make_optimizer, make_schedule, start_from_frequencies
+from modeling_elmo.training_model import (
+    check_spelling,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    start_from_frequencies,
+)
 
 LINES = ["red green blue red green red"] * 60
 
@@ -76,6 +82,21 @@ def test_what_cannot_be_started_from_is_named(published, tmp_path):
         make_model(arguments(model_name_or_path=str(published)), 41)
     with pytest.raises(ArgumentsError, match="config_overrides"):
         arguments(model_name_or_path=str(published), config_overrides="dropout=0.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"char_padding_id": 1}, "spells by bytes only"),
+        ({"word_embedding_dim": 4, "word_vocab_size": 20}, "spells by bytes only"),
+        ({"cnn_filters": [], "word_vocab_size": 20}, "spells by bytes only"),
+        ({"max_word_length": 49}, "max_word_length=49 and the tokenizer 50"),
+    ],
+)
+def test_a_model_must_read_words_as_the_tokenizer_spells_them(tiny_config, changes, message):
+    check_spelling(tiny_config, ElmoTokenizer())
+    with pytest.raises(ArgumentsError, match=message):
+        check_spelling(ElmoConfig.from_dict({**tiny_config.to_dict(), **changes}), ElmoTokenizer())
 
 
 @pytest.mark.parametrize(("optim", "kind"), [("adagrad", torch.optim.Adagrad), ("adamw", torch.optim.AdamW)])
