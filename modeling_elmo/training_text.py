@@ -96,8 +96,8 @@ def read_tokenizer(args: PretrainingArguments) -> ElmoTokenizer:
         if folder is None:
             return ElmoTokenizer(vocab_file=args.vocab_file)
         tokenizer = ElmoTokenizer.from_pretrained(folder)
-        if tokenizer.char_vocab is not None:
-            raise ValueError("it spells words by a dictionary of characters, and train.py by bytes only")
+        if tokenizer.char_vocab is not None or tokenizer.word_inputs:
+            raise ValueError("it looks characters or words up in a dictionary, and train.py spells by bytes only")
         return tokenizer
     except Exception as error:  # those of any library that reads files may get through
         raise ArgumentsError(f"no vocabulary could be read from {folder or args.vocab_file}: {error}") from error

@@ -258,6 +258,12 @@ def test_a_given_vocabulary_is_taken(read, file, tmp_path):
     assert text.vocabulary_hash() != read(file, vocab_file=str(vocabulary)).vocabulary_hash()
 
 
+def test_a_tokenizer_of_numbers_is_refused(read, file, tmp_path):
+    ElmoTokenizer(vocab=[*SPECIALS.split(), "the"], word_inputs=True).save_pretrained(tmp_path / "numbers")
+    with pytest.raises(ArgumentsError, match="spells by bytes only"):
+        read(file, tokenizer_name=str(tmp_path / "numbers"))
+
+
 @pytest.mark.parametrize("content", [SPECIALS + "the\nb?\n", "\ufeff" + SPECIALS + "the\nb?"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_vocabularies_of_windows(read, file, tmp_path, content, end):
