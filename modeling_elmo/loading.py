@@ -120,6 +120,10 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
             raise ValueError(
                 "of model and tokenizer one spells words in bytes, the other by a dictionary: is char_vocab.json there?"
             )
+        read = config.row_length if config.cnn_filters else 1
+        given = 1 if tokenizer.word_inputs else tokenizer.spelling.row_length
+        if read != given:
+            raise ValueError(f"the model reads {read} ids a word, and its tokenizer gives {given}: take its own one")
     if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
         warnings.warn(f"{name} has no tokenizer: texts are split and words spelt as by default", stacklevel=2)
     return tokenizer

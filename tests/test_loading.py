@@ -14,6 +14,7 @@ from modeling_elmo import (
     ElmoForPreTraining,
     ElmoForSequenceClassification,
     ElmoModel,
+    ElmoTokenizer,
     embed,
     export,
     warm_state,
@@ -54,6 +55,11 @@ DAMAGES = {
         r"has the shape \(3, 5\)",
     ),
     "another spelling": (lambda folder: change_config(folder, char_padding_id=7), r"is char_vocab\.json there\?"),
+    "shorter words": (lambda folder: change_config(folder, max_word_length=20), "reads 20 ids a word.* gives 50"),
+    "words as ids": (
+        lambda folder: ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>"], word_inputs=True).save_pretrained(folder),
+        "reads 50 ids a word.* gives 1",
+    ),
 }
 
 
