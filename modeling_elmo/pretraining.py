@@ -33,6 +33,7 @@ from .checkpoints import (
 )
 from .commands import one_line
 from .configuration_elmo import ElmoConfig
+from .corpus import HELD_OUT
 from .evaluation import evaluate, to_device
 from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
@@ -214,7 +215,7 @@ class Pretrainer:
         if not self.is_main:
             return
         report = self.text.report()
-        for name in ("train", "validation"):
+        for name, corpus in (("train", self.text.train), ("validation", self.text.validation)):
             facts = report[name]
             print(
                 f"{name}: {facts['sentences']:,} sentences, {facts['tokens']:,} tokens, {facts['types']:,} types, "
@@ -223,8 +224,8 @@ class Pretrainer:
             )
             if facts["unknown_rate"] > MANY_UNKNOWN:
                 print(f"{name}: is this the vocabulary of this text? Most of its words are unknown")
-        for trouble in self.text.train.report.problems():
-            print(f"train: {trouble}")
+            for trouble in corpus.report.problems() if corpus.part != HELD_OUT else ():  # read with the text to learn
+                print(f"{name}: {trouble}")
         softmax = f"sampled softmax with {self.sampler.num_samples:,} negatives" if self.sampler else "full softmax"
         print(f"vocabulary: {self.config.lm_vocab_size:,} words, {softmax}")
         if self.has_new_softmax:

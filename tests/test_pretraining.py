@@ -292,6 +292,18 @@ def test_a_vocabulary_of_another_text_is_told(run, folder, tmp_path, capsys):
     assert "is this the vocabulary of this text" in capsys.readouterr().out
 
 
+def test_what_was_mended_in_each_text_is_told(run, folder, tmp_path, capsys):
+    for name in ("train.txt", "validation.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes() + b"caf\xe9\n")
+    given = flags(tmp_path, tmp_path / "out", config_name=folder / "config.json", max_steps=1)
+    assert run(*given) == 0
+    told = capsys.readouterr().out
+    assert run(*given[:2], *given[4:], "--overwrite_output_dir") == 0  # without the validation_file
+    mended = "1 invalid UTF-8 sequences in 1 lines"
+    assert f"train: {mended}" in told and f"validation: {mended}" in told
+    assert capsys.readouterr().out.count(mended) == 1
+
+
 def test_a_tracker_that_cannot_start(run, folder, tmp_path, capsys):
     assert run(*flags(folder, tmp_path / "out", save_steps=4)) == 0
     (tmp_path / "out" / "tracker").touch()  # where its folder should be
