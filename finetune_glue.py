@@ -120,7 +120,7 @@ def collate(tokenizer: Any, max_length: int, examples: list[dict[str, Any]]) -> 
 
 
 def make_task(name: str, args: GlueArguments) -> Task:
-    """Data and model of a task."""
+    """A task: its data, and how its model is made."""
     data = read_data(name, args)
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     names = data.label_names
@@ -130,10 +130,9 @@ def make_task(name: str, args: GlueArguments) -> Task:
     if names is not None:
         options = {"id2label": dict(enumerate(names)), "label2id": {label: i for i, label in enumerate(names)}}
         options["problem_type"] = "single_label_classification"
-    model = load_task_model(ElmoForSequenceClassification, args, **options)
     return Task(
         name=name,
-        model=model,
+        make_model=partial(load_task_model, ElmoForSequenceClassification, **options),
         tokenizer=tokenizer,
         collate=partial(collate, tokenizer, args.max_seq_length),
         train=first(data.train, args.max_train_samples),

@@ -123,7 +123,7 @@ def collate(tokenizer: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_task(name: str, args: NerArguments) -> Task:
-    """Data and model."""
+    """The task: its data, and how its model is made."""
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     splits = read_data(args)
     known = known_labels(str(args.model_name_or_path))
@@ -145,7 +145,7 @@ def make_task(name: str, args: NerArguments) -> Task:
     }
     return Task(
         name=name,
-        model=load_task_model(ElmoForTokenClassification, args, **options),
+        make_model=partial(load_task_model, ElmoForTokenClassification, **options),
         tokenizer=tokenizer,
         collate=partial(collate, tokenizer),
         train=data.get("train"),

@@ -169,7 +169,7 @@ class Answers:
 
 
 def make_task(name: str, args: SquadArguments) -> Task:
-    """Data and model."""
+    """The task: its data, and how its model is made."""
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     counts = SquadReport()
     splits = {}
@@ -184,7 +184,7 @@ def make_task(name: str, args: SquadArguments) -> Task:
     answers = Answers(args, splits)
     return Task(
         name=name,
-        model=load_task_model(ElmoForQuestionAnswering, args),
+        make_model=partial(load_task_model, ElmoForQuestionAnswering),
         tokenizer=tokenizer,
         collate=partial(collate, tokenizer),
         train=data.get("train"),

@@ -15,7 +15,7 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -146,13 +146,18 @@ def train(task_name: str, way: Way, arguments: argparse.Namespace) -> tuple[str,
     )
     metrics = []
 
-    def make_task(name: str, seed_args: Any) -> Task:
-        task: Task = script.make_task(name, seed_args)
+    def make_task(name: str, args: Any) -> Task:
+        task: Task = script.make_task(name, args)
         if not task.validation:
             raise DataError(f"{name} has no validation data to score the ways on")
-        way.change(task.model)
         metrics.append(f"{next(iter(task.validation))}_{task.best_metric}")
-        return task
+
+        def make_model(seed_args: Any) -> ElmoTaskModel:
+            model = task.make_model(seed_args)
+            way.change(model)
+            return model
+
+        return replace(task, make_model=make_model)
 
     trainer = script.TaggingTrainer if is_tagging else ElmoTrainer
     with contextlib.redirect_stdout(sys.stderr):  # what Trainer tells of its progress

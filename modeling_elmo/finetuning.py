@@ -240,6 +240,7 @@ class Task:
     """What a script hands over for training.
 
     Attributes:
+        make_model: makes a new model, with the head and the seed of the arguments that it gets.
         validation: by name, such as "validation_matched"; the first one decides which checkpoint is best.
         test: likewise by name; it may have no labels.
         compute_metrics: from an `EvalPrediction` to named numbers.
@@ -248,7 +249,7 @@ class Task:
     """
 
     name: str
-    model: ElmoTaskModel
+    make_model: Callable[[FinetuningArguments], ElmoTaskModel]
     tokenizer: ElmoTokenizer
     collate: Callable[[list[Any]], Any]
     train: Dataset | None
@@ -259,26 +260,35 @@ class Task:
     write_predictions: Callable[[str, Dataset, Any, Path], None]
 
 
-def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrainer] = ElmoTrainer) -> Metrics:
-    """Train, evaluate and predict as the arguments say, and write everything into `args.output_dir`.
+@dataclass
+class Result:
+    """What came out of one training.
 
-    Returns:
-        The metrics of the end: `train_...`, and `SPLIT_...` of each split.
+    Attributes:
+        metrics: those of the end: `train_...`, and `SPLIT_...` of each split.
+        layer_weights: for each scalar mix, the share of each of `layers`.
     """
+
+    task: str
+    seed: int
+    metrics: Metrics
+    layers: list[int]
+    layer_weights: dict[str, list[float]]
+
+
+def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrainer] = ElmoTrainer) -> Result:
+    """Train, evaluate and predict as the arguments say, and write everything into `args.output_dir`."""
     folder = Path(str(args.output_dir))
-    splits = dict(task.validation) if args.do_eval else {}
-    if not splits:
+    model = _new_model(task, args)
+    train, splits = _chosen_data(task, args)
+    if not (args.do_eval and task.validation):
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
-    if args.do_predict:
-        splits |= task.test
-    train = task.train if args.do_train else None
-    _check_sizes(train, splits, args)
     checkpoint = find_checkpoint(args)
     if args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = f"eval_{task.best_metric}", True
     with told_in_a_line():  # rather now than after the layers were computed
         trainer = trainer_class(
-            model=task.model,
+            model=model,
             args=args,
             data_collator=task.collate,
             train_dataset=train,
@@ -286,7 +296,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
             processing_class=task.tokenizer,
             compute_metrics=task.compute_metrics,
         )
-    trainer.data_collator = with_cache(args, task.model, task.collate, [*([train] if train else []), *splits.values()])
+    trainer.data_collator = with_cache(args, model, task.collate, [*([train] if train else []), *splits.values()])
     metrics: Metrics = {}
     if train is not None:
         metrics.update(_trained(trainer, checkpoint))
@@ -297,18 +307,29 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
         metrics.update(_of_labels(output.metrics or {}, split))
         if trainer.is_world_process_zero():
             task.write_predictions(split, dataset, output, folder)
+    layers, weights = used_layers(model.config), model.layer_weights()
     if trainer.is_world_process_zero():
-        layers = {"layers": used_layers(task.model.config), **task.model.layer_weights()}
         earlier = folder / "all_results.json"
         if train is None and _is_the_models(folder, args) and earlier.is_file():  # of its training
             metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
         write_json(folder / "all_results.json", metrics)
-        write_json(folder / "layer_weights.json", layers)
-    return metrics
+        write_json(folder / "layer_weights.json", {"layers": layers, **weights})
+    return Result(task.name, args.seed, metrics, layers, weights)
 
 
-def _check_sizes(train: Dataset | None, splits: Mapping[str, Dataset], args: FinetuningArguments):
-    """Raise a `DataError` for data with nothing to train on or to score."""
+def _new_model(task: Task, args: FinetuningArguments) -> ElmoTaskModel:
+    # Files may be there for some processes only.
+    return on_all(args.distributed_state, partial(task.make_model, args))
+
+
+def _chosen_data(task: Task, args: FinetuningArguments) -> tuple[Dataset | None, dict[str, Dataset]]:
+    """The data to train on and those to score, by split, as the arguments say.
+
+    Raises:
+        DataError: some of them have nothing to train on or to score.
+    """
+    train = task.train if args.do_train else None
+    splits = {**(task.validation if args.do_eval else {}), **(task.test if args.do_predict else {})}
     for split, dataset in {**({} if train is None else {"train": train}), **splits}.items():
         if len(dataset) == 0:
             raise DataError(f"the {split} data have nothing to train on or to score")
@@ -318,6 +339,7 @@ def _check_sizes(train: Dataset | None, splits: Mapping[str, Dataset], args: Fin
             f"{len(train)} training examples make no batch of {batch}, and --dataloader_drop_last leaves smaller ones "
             "out: leave that flag out, or make --per_device_train_batch_size smaller"
         )
+    return train, splits
 
 
 def _trained(trainer: ElmoTrainer, checkpoint: str | None) -> Metrics:
@@ -335,21 +357,6 @@ def _of_labels(metrics: Metrics, split: str) -> Metrics:
     return times if metrics.keys() - times.keys() == {f"{split}_loss"} else metrics
 
 
-@dataclass
-class Result:
-    """What came out of one training.
-
-    Attributes:
-        layer_weights: for each scalar mix, the share of each of `layers`.
-    """
-
-    task: str
-    seed: int
-    metrics: Metrics
-    layers: list[int]
-    layer_weights: dict[str, list[float]]
-
-
 def run_all(
     make_task: Callable[[str, FinetuningArguments], Task],
     names: Sequence[str],
@@ -359,24 +366,23 @@ def run_all(
     """Train each task with each seed, in folders of their own if there are several: OUTPUT_DIR/TASK/seed_N.
 
     Args:
-        make_task: makes the data and the model of a named task, with the seed and folder of the arguments that it
-            gets.
+        make_task: makes a named task; called for all before the first is trained, so that no mistake comes up late.
     """
+    tasks = [on_all(args.distributed_state, partial(make_task, name, args)) for name in names]
+    for task in tasks[1:]:  # the first one's own training tells at once
+        _chosen_data(task, args)
+        _new_model(task, args)
     results = []
     cache_dir = args.cache_dir or str(Path(str(args.output_dir), CACHE_FOLDER))
-    for name in names:
+    for task in tasks:
         for seed in args.seeds:
             own = copy.copy(args)
-            parts = [name] * (len(names) > 1) + [f"seed_{seed}"] * (len(args.seeds) > 1)
+            parts = [task.name] * (len(names) > 1) + [f"seed_{seed}"] * (len(args.seeds) > 1)
             own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
             Path(own.output_dir).mkdir(parents=True, exist_ok=True)
             if args.do_train and not args.resume_from_checkpoint:
                 on_main(args.distributed_state, partial(_remove_checkpoints, Path(own.output_dir)))
-            # Files may be there for some processes only.
-            task = on_all(args.distributed_state, partial(make_task, name, own))
-            metrics = run_task(task, own, trainer_class)
-            model = task.model
-            results.append(Result(name, seed, metrics, used_layers(model.config), model.layer_weights()))
+            results.append(run_task(task, own, trainer_class))
     return results
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -172,6 +173,34 @@ def test_several_tasks_and_seeds(run, tmp_path, capsys):
     assert losses[0] != losses[1]
     mean, deviation = np.mean(losses), np.std(losses, ddof=1)
     assert f"sentiment validation_loss {mean:.4f} ± {deviation:.4f} 2" in " ".join(table.split())
+
+
+def test_mistakes_in_any_task_are_told_before_one_is_trained(run, data, tmp_path, capsys):
+    tasks = shutil.copytree(data, tmp_path / "tasks")
+    (tasks / "pairs" / "validation.jsonl").unlink()
+    (tasks / "pairs" / "test.jsonl").write_text(json.dumps({"premise": None, "hypothesis": "a", "label": 1}) + "\n")
+    (tasks / "three").mkdir()
+    (tasks / "three" / "train.jsonl").write_text("".join(json.dumps({"text": c, "label": c}) + "\n" for c in "abc"))
+    assert run(num_train_epochs=1, output_dir=tmp_path / "classifier") == 0
+    capsys.readouterr()
+    for flags, message in (
+        ({"task_name": ["sentiment", "movies"]}, "has no folder 'movies'"),
+        ({"task_name": ["sentiment", "pairs"]}, "test, row 0: column 'premise' has None instead of a text"),
+        ({"task_name": ["sentiment", "three"], "dataloader_drop_last": "true"}, "3 training examples make no batch"),
+        (
+            {"task_name": ["sentiment", "three"], "model_name_or_path": tmp_path / "classifier"},
+            "do not fit ElmoForSequenceClassification with 3 labels",
+        ),
+    ):
+        assert run(**flags, data_dir=tasks) == 2
+        assert message in capsys.readouterr().err
+        assert not any((tmp_path / "out").iterdir())
+
+
+def test_data_are_read_once_for_all_seeds(run, script, monkeypatch):
+    monkeypatch.setattr(script, "read_data", read := Mock(wraps=script.read_data))
+    assert run(seeds=[1, 2], num_train_epochs=1, max_train_samples=8) == 0
+    read.assert_called_once()
 
 
 def test_regression_with_own_files(run, data, tmp_path):
