@@ -105,7 +105,6 @@ class FinetuningArguments(TrainingArguments):
         if metric is None:  # the task's, and not the loss
             self.metric_for_best_model, self.greater_is_better = None, greater_is_better
         self.seeds = self.seeds or [self.seed]
-        self.label_names = self.label_names or None
         if self.model_name_or_path is None:
             raise ArgumentsError("--model_name_or_path is missing: the folder or Hub name of an ELMo")
         if self.output_dir is None or self.output_dir == "trainer_output":
