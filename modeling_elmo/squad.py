@@ -91,10 +91,9 @@ def read_questions(files: Sequence[str], report: SquadReport, need_answers: bool
     return check_rows(((name, row) for name in files for row in read_rows(name)), report, need_answers)
 
 
-def read_dataset(
-    name: str, config_name: str | None, report: SquadReport, need_answers: bool = True
-) -> dict[str, list[Question]]:
-    """The splits train, validation and test, as far as they are there, of a data set; otherwise as `read_questions`.
+def read_dataset(name: str, config_name: str | None, report: SquadReport) -> dict[str, list[Question]]:
+    """The splits train, validation and test, as far as they are there, of a data set; those of "test" may be without
+    answers. Otherwise as `read_questions`.
 
     Args:
         name: a folder of files such as train-v1.1.json and dev-v1.1.json or train.jsonl.gz and validation.jsonl.gz,
@@ -109,7 +108,7 @@ def read_dataset(
                 files.setdefault(split, []).append(os.path.join(name, file))
         if not files:
             raise DataError(f"{name} has no files such as train-v1.1.json and dev-v1.1.json, or train.jsonl.gz")
-        return {split: read_questions(names, report, need_answers) for split, names in files.items()}
+        return {split: read_questions(names, report, split != "test") for split, names in files.items()}
     try:
         tables = load_from_disk(name) if os.path.isdir(name) else load_dataset(name, config_name)
     except Exception as error:  # `datasets` raises whatever its parsers and the network raise
@@ -117,7 +116,7 @@ def read_dataset(
         raise DataError(f"the data set {name!r} cannot be loaded: {message}") from error
     chosen = {split: tables[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in tables}
     return {
-        split: check_rows(((f"{name}, {split}", row) for row in table), report, need_answers)
+        split: check_rows(((f"{name}, {split}", row) for row in table), report, split != "test")
         for split, table in chosen.items()
     }
 

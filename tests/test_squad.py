@@ -153,6 +153,12 @@ def test_data_sets_that_are_none(tmp_path, monkeypatch):
 def test_test_data_need_no_answers(tmp_path):
     rows = [{name: value for name, value in row.items() if name != "answers"} for row in ROWS]
     assert [one.answers for one in questions_of(rows, tmp_path, need_answers=False)] == [[], [], []]
+    folder, saved = tmp_path / "folder", tmp_path / "saved"
+    folder.mkdir()
+    write(folder / "test.jsonl", lines(rows))
+    DatasetDict({"test": Dataset.from_list(rows)}).save_to_disk(str(saved))
+    for name in (folder, saved):
+        assert [one.answers for one in read_dataset(str(name), None, SquadReport())["test"]] == [[], [], []]
 
 
 @pytest.mark.parametrize(
