@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
+from .tables import load_splits
 from .text_files import SPLIT_NAMES, DataError, decompressed, unreadable, way_to_read
 
 COLUMNS = ("id", "question", "context", "answers")
@@ -99,8 +100,6 @@ def read_dataset(name: str, config_name: str | None, report: SquadReport) -> dic
         name: a folder of files such as train-v1.1.json and dev-v1.1.json or train.jsonl.gz and validation.jsonl.gz,
             one that `datasets` saved, or a data set of the Hub.
     """
-    from datasets import load_dataset, load_from_disk
-
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "dataset_dict.json")):
         files: dict[str, list[str]] = {}
         for file in sorted(os.listdir(name)):
@@ -109,15 +108,9 @@ def read_dataset(name: str, config_name: str | None, report: SquadReport) -> dic
         if not files:
             raise DataError(f"{name} has no files such as train-v1.1.json and dev-v1.1.json, or train.jsonl.gz")
         return {split: read_questions(names, report, split != "test") for split, names in files.items()}
-    try:
-        tables = load_from_disk(name) if os.path.isdir(name) else load_dataset(name, config_name)
-    except Exception as error:  # `datasets` raises whatever its parsers and the network raise
-        message = " ".join(str(error.__cause__ or error).split())
-        raise DataError(f"the data set {name!r} cannot be loaded: {message}") from error
-    chosen = {split: tables[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in tables}
     return {
         split: check_rows(((f"{name}, {split}", row) for row in table), report, split != "test")
-        for split, table in chosen.items()
+        for split, table in load_splits(name, config_name).items()
     }
 
 

@@ -3,11 +3,13 @@
 import csv
 import glob
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .text_files import DAMAGE, OPENERS, DataError, decompressed, ending_of, unreadable
+from .commands import one_line
+from .text_files import DAMAGE, OPENERS, SPLIT_NAMES, DataError, decompressed, ending_of, unreadable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,6 +57,22 @@ def read_table_file(name: str) -> "Dataset":
     if len(table) == 0:
         raise DataError(f"{name} has no rows")
     return table
+
+
+def load_splits(name: str, config_name: str | None) -> "dict[str, Dataset]":
+    """The splits train, validation and test, as far as they are there, of a folder that `datasets` saved, or of a data
+    set of the Hub.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    from datasets import load_dataset, load_from_disk
+
+    try:
+        tables = load_from_disk(name) if os.path.isdir(name) else load_dataset(name, config_name)
+    except Exception as error:  # `datasets` raises whatever its parsers and the network raise
+        raise DataError(f"the data set {name!r} cannot be loaded: {one_line(str(error.__cause__ or error))}") from error
+    return {split: tables[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in tables}
 
 
 def unreadable_table(name: str, error: Exception) -> DataError:

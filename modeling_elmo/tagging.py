@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 from transformers.utils import logging
 
-from .commands import one_line
 from .crf import tag_scheme
-from .tables import read_table_file
+from .tables import load_splits, read_table_file
 from .text_files import SPLIT_NAMES, DataError, ReadingReport, ending_of, read_lines
 
 logger = logging.get_logger(__name__)
@@ -69,9 +68,7 @@ def read_dataset(name: str, config_name: str | None, columns: Columns) -> Splits
     Raises:
         DataError: there is no such data set, or as `read_file`.
     """
-    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
-        tables = load_from_disk(name)
-    elif os.path.isdir(name):
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "dataset_dict.json")):
         paths = sorted(path for path in Path(name).iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES)
         if not paths:
             raise DataError(f"{name} has no files such as train.txt, dev.txt, test.txt or train.jsonl.gz")
@@ -79,17 +76,9 @@ def read_dataset(name: str, config_name: str | None, columns: Columns) -> Splits
         if len(files) < len(paths):
             raise DataError(f"{name} has several files of a split: {', '.join(path.name for path in paths)}")
         return read_files(files, columns)
-    else:
-        try:
-            tables = load_dataset(name, config_name)
-        except Exception as error:  # `datasets` raises whatever its parsers and the network raise
-            message = one_line(error)
-            raise DataError(f"the data set {name!r} cannot be loaded: {message}") from error
-    assert isinstance(tables, DatasetDict)
     return {
         split: read_table(table, columns, f"{name}, {split}", needs_tags=split != "test")
-        for split, table in tables.items()
-        if split in ("train", "validation", "test")
+        for split, table in load_splits(name, config_name).items()
     }
 
 

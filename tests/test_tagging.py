@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,12 +246,15 @@ def test_data_sets_that_were_saved(tmp_path):
     splits = read_dataset(str(tmp_path / "saved"), None, Columns())
     assert list(splits) == ["train", "validation"] and pairs(splits["validation"]) == SENTENCES
     assert splits["train"][0].place == f"{tmp_path}/saved, train, row 0"
+    shutil.rmtree(tmp_path / "saved" / "train")
+    with pytest.raises(DataError, match="saved' cannot be loaded: No such files"):
+        read_dataset(str(tmp_path / "saved"), None, Columns())
 
 
 def test_data_sets_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"has no files such as train\.txt"):
         read_dataset(str(tmp_path), None, Columns())
-    monkeypatch.setattr("modeling_elmo.tagging.load_dataset", lambda *_: 1 / 0)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: 1 / 0)
     with pytest.raises(DataError, match="'nobody/nothing' cannot be loaded: division"):
         read_dataset("nobody/nothing", None, Columns())
 
