@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from .tables import is_table, read_table_file
-from .text_files import DataError
+from .tables import files_by_split, is_table, read_table_file
+from .text_files import SPLIT_NAMES, DataError
 
 Metrics = dict[str, float]
-SPLITS = (
-    "train",
-    *(f"{split}{of_mnli}" for split in ("validation", "test") for of_mnli in ("", "_matched", "_mismatched")),
-)
+# What the names of files begin with, and the split they hold; all but training data have two parts in MNLI.
+SPLITS = {
+    f"{name}{part}": f"{split}{part}"
+    for name, split in SPLIT_NAMES.items()
+    for part in (["", "_matched", "_mismatched"] if split != "train" else [""])
+}
 # Columns that are taken for sentences when nothing else is said, the first that fits.
 SENTENCE_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
@@ -94,8 +96,7 @@ def load_task(name: str, data_dir: str | None) -> DatasetDict:
         if not folder.is_dir():
             there = sorted(path.name for path in Path(data_dir).iterdir()) if Path(data_dir).is_dir() else []
             raise DataError(f"--data_dir {data_dir} has no folder {name!r}; it has {', '.join(there) or 'nothing'}")
-        paths = sorted(path for path in folder.iterdir() if is_table(path.name))
-        files = {path.name.split(".")[0]: str(path) for path in paths if path.name.split(".")[0] in SPLITS}
+        files = files_by_split((path for path in folder.iterdir() if is_table(path.name)), SPLITS)
         if not files:
             raise DataError(f"{folder} has no files such as train.jsonl.gz and validation.jsonl.gz")
         return load_files(files)

@@ -4,7 +4,7 @@ import csv
 import glob
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,23 @@ def read_table_file(name: str) -> "Dataset":
     if len(table) == 0:
         raise DataError(f"{name} has no rows")
     return table
+
+
+def files_by_split(paths: Iterable[Path], split_names: Mapping[str, str] = SPLIT_NAMES) -> dict[str, str]:
+    """The files of a folder that are named after splits, such as train.jsonl.gz and dev.txt; others are left out.
+
+    Args:
+        split_names: what stands before the first point of a name, in small letters, and the split.
+
+    Raises:
+        DataError: several files of a split.
+    """
+    named = sorted((path, split) for path in paths if (split := split_names.get(path.name.split(".")[0].lower())))
+    files = {split: str(path) for path, split in named}
+    if len(files) < len(named):
+        names = ", ".join(path.name for path, _ in named)
+        raise DataError(f"{named[0][0].parent} has several files of a split: {names}")
+    return files
 
 
 def load_splits(name: str, config_name: str | None) -> "dict[str, Dataset]":

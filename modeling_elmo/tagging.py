@@ -18,8 +18,8 @@ from datasets import Sequence as ListOf
 from transformers.utils import logging
 
 from .crf import tag_scheme
-from .tables import load_splits, read_table_file
-from .text_files import SPLIT_NAMES, DataError, ReadingReport, ending_of, read_lines
+from .tables import files_by_split, load_splits, read_table_file
+from .text_files import DataError, ReadingReport, ending_of, read_lines
 
 logger = logging.get_logger(__name__)
 
@@ -69,12 +69,9 @@ def read_dataset(name: str, config_name: str | None, columns: Columns) -> Splits
         DataError: there is no such data set, or as `read_file`.
     """
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "dataset_dict.json")):
-        paths = sorted(path for path in Path(name).iterdir() if path.name.split(".")[0].lower() in SPLIT_NAMES)
-        if not paths:
+        files = files_by_split(Path(name).iterdir())
+        if not files:
             raise DataError(f"{name} has no files such as train.txt, dev.txt, test.txt or train.jsonl.gz")
-        files = {SPLIT_NAMES[path.name.split(".")[0].lower()]: str(path) for path in paths}
-        if len(files) < len(paths):
-            raise DataError(f"{name} has several files of a split: {', '.join(path.name for path in paths)}")
         return read_files(files, columns)
     return {
         split: read_table(table, columns, f"{name}, {split}", needs_tags=split != "test")

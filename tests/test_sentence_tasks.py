@@ -54,6 +54,11 @@ def test_a_folder_with_a_folder_for_each_task(tmp_path):
     assert {split: len(table) for split, table in found.items()} == {"train": 2, "validation": 1}
     with pytest.raises(DataError, match="has no folder 'yours'; it has mine"):
         load_task("yours", str(tmp_path))
+    (tmp_path / "mine" / "validation.jsonl").rename(tmp_path / "mine" / "Dev.jsonl")
+    assert set(load_task("mine", str(tmp_path))) == set(found)
+    write(tmp_path / "mine", "train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"several files of a split: .*train\.jsonl, train\.jsonl\.gz"):
+        load_task("mine", str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"has no files such as train\.jsonl\.gz"):
         load_task("empty", str(tmp_path))
