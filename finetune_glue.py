@@ -96,8 +96,8 @@ def read_data(name: str, args: GlueArguments) -> SentenceData:
 
 def known_labels(args: GlueArguments) -> list[str] | None:
     """The labels of a model that is a classifier already; an empty list if it gives a number."""
-    config = config_with_head(ElmoForSequenceClassification, str(args.model_name_or_path))
-    if config is None or args.features == "random":
+    config = config_with_head(ElmoForSequenceClassification, args)
+    if config is None:
         return None
     if config.num_labels == 1 or config.problem_type == "regression":
         return []

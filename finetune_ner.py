@@ -105,9 +105,9 @@ def read_data(args: NerArguments) -> Splits:
     return mend_tags(splits, refuse=args.broken_tags == "refuse")
 
 
-def known_labels(name: str) -> list[str] | None:
+def known_labels(args: NerArguments) -> list[str] | None:
     """The labels of a model that is a tagger already."""
-    config = config_with_head(ElmoForTokenClassification, name)
+    config = config_with_head(ElmoForTokenClassification, args)
     return None if config is None else labels_of(config)
 
 
@@ -126,7 +126,7 @@ def make_task(name: str, args: NerArguments) -> Task:
     """The task: its data, and how its model is made."""
     tokenizer = load_tokenizer(str(args.model_name_or_path))
     splits = read_data(args)
-    known = known_labels(str(args.model_name_or_path))
+    known = known_labels(args)
     if args.ignore_mismatched_sizes and tags_in(splits.values()) - set(known or ()):
         known = None
     labels = label_list(splits, known)

@@ -46,10 +46,12 @@ LAST = ("last", "true", "True")  # of --resume_from_checkpoint
 CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
 
 
-def config_with_head(model_class: type[ElmoTaskModel], name: str) -> ElmoConfig | None:
-    """The config of a model that was fine-tuned with this head before; `None` for any other ELMo."""
-    config = load_config(name)
-    return config if model_class.__name__ in (config.architectures or []) else None
+def config_with_head(model_class: type[ElmoTaskModel], args: FinetuningArguments) -> ElmoConfig | None:
+    """The config of a model that was fine-tuned with this head before; `None` for any other ELMo, and where all weights
+    are to be new."""
+    config = load_config(str(args.model_name_or_path))
+    goes_on = model_class.__name__ in (config.architectures or []) and args.features != "random"
+    return config if goes_on else None
 
 
 def labels_of(config: ElmoConfig) -> list[str]:
