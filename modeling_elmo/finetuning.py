@@ -189,6 +189,12 @@ class ElmoTrainer(Trainer):
             _set_learning_rate(optimizer, mixes, arguments.scalar_mix_learning_rate)
         return optimizer
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any):
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:  # torch's for a full disk
+            raise OSError(f"the checkpoint cannot be written: {error}") from error
+
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         # The mixes' weights have a pull of their own, `scalar_mix_l2`, and gamma is a scale that begins at 1.
         return [name for name in super().get_decay_parameter_names(model) if "scalar_mix." not in name]

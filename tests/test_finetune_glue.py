@@ -334,6 +334,10 @@ def test_a_full_disk_is_told(run, monkeypatch, capsys):
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", save_file)
     assert run() == 2
     assert "too large (os error 27); --resume_from_checkpoint last goes on\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.save", Mock(side_effect=RuntimeError("unexpected pos 40448")))
+    assert run(overwrite_output_dir="true") == 2
+    assert "cannot be written: unexpected pos 40448; --resume_from_checkpoint" in capsys.readouterr().err
 
 
 def test_a_finished_model_keeps_its_labels(run, data, tmp_path, capsys):
