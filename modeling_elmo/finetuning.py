@@ -376,6 +376,8 @@ def run_all(
     Args:
         make_task: makes a named task; called for all before the first is trained, so that no mistake comes up late.
     """
+    if args.resume_from_checkpoint not in (None, *LAST) and len(names) * len(args.seeds) > 1:
+        raise ArgumentsError("--resume_from_checkpoint takes one checkpoint to one training; with several pass 'last'")
     tasks = [on_all(args.distributed_state, partial(make_task, name, args)) for name in names]
     for task in tasks[1:]:  # the first one's own training tells at once
         _chosen_data(task, args)

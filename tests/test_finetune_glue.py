@@ -295,10 +295,12 @@ def test_a_finished_model_is_evaluated_and_trained_further(run, tmp_path):
         assert again[name] == pytest.approx(results(out)[name], abs=1e-6), name
 
 
-def test_an_interrupted_training_goes_on(run, tmp_path):
+def test_an_interrupted_training_goes_on(run, tmp_path, capsys):
     flags = {"task_name": "pairs", "head_dropout": 0.2, "save_total_limit": 5, "load_best_model_at_end": "false"}
     assert run(**flags) == 0
     checkpoint = tmp_path / "out" / "checkpoint-8"
+    assert run(**flags, output_dir=tmp_path / "seeds", resume_from_checkpoint=checkpoint, seeds=[1, 2]) == 2
+    assert "takes one checkpoint to one training" in capsys.readouterr().err
     assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint=checkpoint) == 0
     again = results(tmp_path / "again")
     assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint="last") == 0  # at its end already
