@@ -69,11 +69,7 @@ class GlueArguments(FinetuningArguments):
 
 def read_data(name: str, args: GlueArguments) -> SentenceData:
     """The data of a task, or of the files that were given."""
-    if args.train_file or args.validation_file or args.test_file:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        tables = load_files({split: file for split, file in files.items() if file})
-    else:
-        tables = load_task(name, args.data_dir)
+    tables = load_files(args.files()) if args.files() else load_task(name, args.data_dir)
     spec = GLUE.get(name, TaskSpec(is_regression=args.is_regression))
     known = known_labels(args)
     if known == [] and spec.is_regression is None and not args.do_train:
@@ -167,7 +163,7 @@ def task_names(args: GlueArguments) -> list[str]:
     """The tasks of the command line; "task" for own files."""
     if len(args.sentence_columns) > 2:
         raise ArgumentsError(f"--sentence_columns: one or two, not {len(args.sentence_columns)}")
-    if not (args.task_name or args.train_file or args.validation_file or args.test_file):
+    if not (args.task_name or args.files()):
         raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
     if len(set(args.task_name)) < len(args.task_name):
         raise ArgumentsError(f"--task_name {' '.join(args.task_name)}: one task twice")

@@ -98,8 +98,7 @@ def read_data(args: NerArguments) -> Splits:
         name = str(Path(args.data_dir, args.dataset_name)) if args.data_dir else args.dataset_name
         splits = read_dataset(name, args.dataset_config_name, columns)
     else:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = read_files({split: name for split, name in files.items() if name}, columns)
+        splits = read_files(args.files(), columns)
     if args.do_train and not any(sentence.tokens for sentence in splits.get("train", [])):
         raise DataError("there are no training data: give --train_file, or pass --no_do_train")
     return mend_tags(splits, refuse=args.broken_tags == "refuse")
@@ -177,7 +176,7 @@ def write_predictions(labels: Sequence[str], split: str, dataset: Any, output: A
 
 def task_names(args: NerArguments) -> list[str]:
     """The one task, by its data set or its tags."""
-    if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
+    if not (args.dataset_name or args.files()):
         raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
     return [Path(args.dataset_name).name if args.dataset_name else args.task_name]
 

@@ -96,10 +96,7 @@ def read_data(args: SquadArguments, counts: SquadReport) -> dict[str, list[Quest
         name = str(Path(args.data_dir, args.dataset_name)) if args.data_dir else args.dataset_name
         splits = read_dataset(name, args.dataset_config_name, counts)
     else:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = {
-            split: read_questions([file], counts, need_answers=split != "test") for split, file in files.items() if file
-        }
+        splits = {split: read_questions([file], counts, split != "test") for split, file in args.files().items()}
     if args.do_train and not splits.get("train"):
         raise DataError("there are no training data: give --train_file, or pass --no_do_train")
     limits = args.max_samples()
@@ -198,7 +195,7 @@ def make_task(name: str, args: SquadArguments) -> Task:
 
 def task_names(args: SquadArguments) -> list[str]:
     """The one task, by its data set."""
-    if not (args.dataset_name or args.train_file or args.validation_file or args.test_file):
+    if not (args.dataset_name or args.files()):
         raise ArgumentsError("give --train_file and --validation_file, or --dataset_name")
     return [Path(args.dataset_name).name if args.dataset_name else "squad"]
 

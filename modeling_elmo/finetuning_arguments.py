@@ -145,6 +145,11 @@ class FinetuningArguments(TrainingArguments):
         if len(set(self.seeds)) < len(self.seeds):
             raise ArgumentsError(f"--seeds {' '.join(map(str, self.seeds))}: the same seed gives the same model")
 
+    def files(self) -> dict[str, str]:
+        """The files of data that were given, by split."""
+        files = {split: getattr(self, f"{split}_file") for split in ("train", "validation", "test")}
+        return {split: file for split, file in files.items() if file}
+
     def max_samples(self) -> dict[str, int | None]:
         """How many examples of each split are used; `None` for all."""
         return {"train": self.max_train_samples, "validation": self.max_eval_samples, "test": self.max_predict_samples}
