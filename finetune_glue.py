@@ -165,6 +165,8 @@ def task_names(args: GlueArguments) -> list[str]:
         raise ArgumentsError(f"--sentence_columns: one or two, not {len(args.sentence_columns)}")
     if not (args.task_name or args.files()):
         raise ArgumentsError(f"give --task_name ({', '.join(GLUE)}) or --train_file and --validation_file")
+    if len(args.task_name) > 1 and args.files():
+        raise ArgumentsError(f"--task_name {' '.join(args.task_name)}: the files that are given are one task")
     if len(set(args.task_name)) < len(args.task_name):
         raise ArgumentsError(f"--task_name {' '.join(args.task_name)}: one task twice")
     return args.task_name or ["task"]

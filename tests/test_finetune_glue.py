@@ -465,6 +465,10 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"feature_layers": [0, 3]}, "feature_layers must be different numbers from 0 to num_hidden_layers=2"),
         ({"feature_layers": [1], "features": "layer_0"}, "leave --feature_layers out"),
         ({"task_name": ["pairs", "pairs"]}, "--task_name pairs pairs: one task twice"),
+        (
+            {"task_name": ["pairs", "stsb"], "train_file": "a.csv"},
+            "--task_name pairs stsb: the files that are given are one task",
+        ),
         ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is no checkpoint"),
         ({"output_dir": "/dev/null"}, "--output_dir /dev/null cannot be written"),
         ({"sentence_columns": ["a", "b", "c"]}, "--sentence_columns: one or two, not 3"),
