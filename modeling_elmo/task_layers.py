@@ -307,8 +307,8 @@ def problem_type_of(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
-def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem_type: str | None) -> Tensor:
-    """The loss that `problem_type` names, as in every classifier of transformers; by default from the labels' type.
+def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem_type: str) -> Tensor:
+    """The loss that `problem_type` names, as in every classifier of transformers.
 
     Args:
         logits: (batch, num_labels).
@@ -318,7 +318,6 @@ def classification_loss(logits: Tensor, labels: Tensor, num_labels: int, problem
     Raises:
         ValueError: a class id out of range; numbers that are not as many as the logits.
     """
-    problem_type = problem_type or problem_type_of(labels, num_labels)
     logits = logits.float()
     if problem_type == "regression":
         if labels.numel() != logits.numel():

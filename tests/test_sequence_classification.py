@@ -13,6 +13,7 @@ from modeling_elmo.task_layers import (
     BiRecurrent,
     attend,
     classification_loss,
+    problem_type_of,
     split_pair,
 )
 
@@ -280,7 +281,7 @@ def test_loss_has_the_pull_towards_the_average_in_training_only():
 )
 def test_loss_of_each_problem_type(labels, num_labels, problem_type, expected):
     logits = torch.randn(2, num_labels)
-    loss = classification_loss(logits, labels, num_labels, problem_type)
+    loss = classification_loss(logits, labels, num_labels, problem_type or problem_type_of(labels, num_labels))
     assert_close(loss, expected(logits.view(labels.shape) if num_labels == 1 else logits, labels))
 
 
