@@ -6,11 +6,9 @@ answer. Nothing here needs a network, but a data set of the Hub.
 
 import collections
 import json
-import lzma
 import os
 import re
 import string
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +17,7 @@ import numpy as np
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
 from .tables import load_splits
-from .text_files import SPLIT_NAMES, DataError, decompressed, unreadable, way_to_read
+from .text_files import DAMAGE, SPLIT_NAMES, DataError, decompressed, unreadable, way_to_read
 
 COLUMNS = ("id", "question", "context", "answers")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -122,7 +120,7 @@ def read_rows(name: str) -> Iterator[Mapping[str, Any]]:
     try:
         with open(name, "rb") as file:
             text = decompressed(file, name).read().decode("utf-8-sig")
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error, lzma.LZMAError) as error:
+    except (*DAMAGE, UnicodeDecodeError) as error:
         raise unreadable(name, error) from error
     try:
         content = json.loads(text)
