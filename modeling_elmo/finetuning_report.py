@@ -24,8 +24,9 @@ from .text_files import DataError
 Arguments = TypeVar("Arguments", bound=FinetuningArguments)
 
 
-def summary_table(results: Sequence[Result], splits: Sequence[str] = ("validation", "test")) -> str:
-    """A line for each task and metric: mean and standard deviation over seeds of each split, and the layers' weights.
+def summary_table(results: Sequence[Result]) -> str:
+    """A line for each task and metric of what was scored, with mean and standard deviation over seeds, and one for the
+    layers' weights.
 
     The standard deviation is that of a sample (n - 1), and is left out for a single seed.
     """
@@ -33,7 +34,7 @@ def summary_table(results: Sequence[Result], splits: Sequence[str] = ("validatio
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
         for name, values in metrics_over_seeds(of_task).items():
-            if name.split("_", 1)[0] in splits:
+            if name.startswith(("validation_", "test_")):
                 lines.append((task, name, mean_and_deviation(values), str(len(values))))
         for mix, layers in of_task[0].layer_weights.items():
             columns = zip(*(result.layer_weights[mix] for result in of_task), strict=True)
