@@ -237,7 +237,7 @@ class BiRecurrent(nn.Module):
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension where the mask is true, in float32; zeros where it is true nowhere."""
     scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
-    return (torch.softmax(scores, dim=-1) * mask).to(scores.dtype)
+    return torch.softmax(scores, dim=-1) * mask
 
 
 def attend(scores: Tensor, mask: Tensor, vectors: Tensor) -> Tensor:
