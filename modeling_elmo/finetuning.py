@@ -113,12 +113,16 @@ def check_output_dir(args: FinetuningArguments):
     except OSError as error:
         raise ArgumentsError(f"--output_dir {folder} cannot be written: {error.strerror}") from error
     name = args.resume_from_checkpoint
-    if name is not None and (name not in LAST or any(folder.rglob(f"checkpoint-*/{TRAINER_STATE_NAME}"))):
+    if name in LAST:
+        goes_on = any(folder.rglob(f"checkpoint-*/{TRAINER_STATE_NAME}"))
+    else:
+        goes_on = name is not None and Path(name).resolve().is_relative_to(folder.resolve())
+    if goes_on:
         return
     if not args.do_train and _is_the_models(folder, args):
         return  # the scores of a model go beside it
     content = [path for path in folder.rglob("*") if path.is_file() and CACHE_FOLDER not in path.parts]
-    if name is not None:  # what is left of a run that was killed while it wrote its first checkpoint
+    if name in LAST:  # what is left of a run that was killed while it wrote its first checkpoint
         content = [path for path in content if not re.search(r"checkpoint-\d+/", path.relative_to(folder).as_posix())]
     if content and not args.overwrite_output_dir:
         raise ArgumentsError(

@@ -302,6 +302,8 @@ def test_an_interrupted_training_goes_on(run, tmp_path, capsys):
     assert run(**flags, output_dir=tmp_path / "seeds", resume_from_checkpoint=checkpoint, seeds=[1, 2]) == 2
     assert "takes one checkpoint to one training" in capsys.readouterr().err
     assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint=checkpoint) == 0
+    assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint=checkpoint) == 2
+    assert "has files in it" in capsys.readouterr().err, "of a run that this checkpoint is not of"
     again = results(tmp_path / "again")
     assert run(**flags, output_dir=tmp_path / "again", resume_from_checkpoint="last") == 0  # at its end already
     assert results(tmp_path / "again")["validation_loss"] == pytest.approx(again["validation_loss"], abs=1e-6)
