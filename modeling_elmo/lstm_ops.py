@@ -179,6 +179,7 @@ def fused_lstm(
     if not batch_sizes:
         return inputs.new_zeros(2, 0, hidden.shape[2]), hidden, cell
     bounds = (math.inf if cell_clip is None else cell_clip, math.inf if proj_clip is None else proj_clip)
+    cell = cell.to(torch.promote_types(inputs.dtype, torch.float32))  # kernels in C take it for that
     tensors = (inputs, weight_ih, weight_hh, bias, weight_hr, hidden.to(inputs.dtype), cell)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         if laid_out is not None:

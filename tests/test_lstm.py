@@ -321,6 +321,22 @@ def test_kernels_keep_numbers_that_are_not_finite():
     assert layers[0][0, [0, 2]].isfinite().all() and layers[0][1].isfinite().all()
 
 
+@pytest.mark.parametrize("path", ["fused, torch", "fused, kernel", "whole layer"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_float64_state_of_a_float32_layer_is_rounded(path, grad, monkeypatch):
+    choose_path(monkeypatch, path)
+    lstm, lengths = make_lstm(torch.float32, std=0.4), [5, 3]
+    streams, state = make_inputs(lstm, lengths, torch.float32)
+    with torch.set_grad_enabled(grad):
+        expected, final = run(lstm, streams, lengths, state)
+        actual, end = run(lstm, streams, lengths, ElmoState(*(part.double() for part in state)))
+    assert_all_close([*actual, *end], [*expected, *final], rtol=0, atol=0)
+    if grad:
+        parameters = list(lstm.parameters())
+        gradients = [torch.autograd.grad(final.cell.sum(), parameters) for final in (end, final)]
+        assert_all_close(*gradients, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("path", ["packed", "fused, torch", "fused, kernel", "whole layer"])
 def test_what_comes_in_stays_as_it_was(path, monkeypatch):
     """States and gradients may be others' too: autograd hands one tensor to all that a sum is made of."""
