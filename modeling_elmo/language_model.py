@@ -401,9 +401,9 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             raise ValueError("reversed_input_ids, next_targets and previous_targets go together; labels are for texts")
         if reversed_input_ids is not None:
             if distinct_words is None:
-                elmo.check_ids(reversed_input_ids)
+                reversed_input_ids = elmo.check_ids(reversed_input_ids)
             else:
-                elmo.check_places(reversed_input_ids, distinct_words)
+                reversed_input_ids = elmo.check_places(reversed_input_ids, distinct_words)
             reversed_input_ids = self._check_shape("reversed_input_ids", reversed_input_ids, inputs).flatten(0, 1)
 
         layers, state = elmo.encode(inputs.flatten(0, 1), packing, state, reversed_input_ids, distinct_words)

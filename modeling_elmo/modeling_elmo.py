@@ -302,30 +302,30 @@ class ElmoModel(ElmoPreTrainedModel):
         """(words, ...) ids or vectors, or (words,) places among distinct words -> (words, projection_dim)."""
         if distinct_words is not None:
             table = self.word_encoder(distinct_words, all_differ=True)  # (distinct, projection_dim)
-            return F.embedding(words.long().to(table.device, non_blocking=True), table)
+            return F.embedding(words.to(table.device, non_blocking=True), table)
         if not self.word_encoder.has_characters and words.is_floating_point():
             return words
         return self.word_encoder(words)
 
-    def check_ids(self, input_ids: Tensor):
-        """Raise a `ValueError` unless `input_ids` are integers of the right shape and range."""
+    def check_ids(self, input_ids: Tensor) -> Tensor:
+        """The ids in int64; a `ValueError` unless they are integers of the right shape and range."""
         word_length = self.config.row_length
         if self.word_encoder.has_characters:
             shape = f"(batch, words, {word_length})"
             fits = input_ids.dim() == 3 and input_ids.shape[2] == word_length
         else:
             shape, fits = "(batch, words)", input_ids.dim() == 2
-        if not fits or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        if not fits or not has_integers(input_ids):
             raise ValueError(
                 f"input_ids must be integers of shape {shape}, not {input_ids.dtype} {tuple(input_ids.shape)}: "
                 "make them with this model's ElmoTokenizer"
             )
-        if input_ids.numel() and not torch.compiler.is_compiling():
-            self._check_rows("input_ids", input_ids)
+        ids = input_ids.long()  # a uint8 compares with 262 as with 6, and uint16 has no aminmax
+        if ids.numel() and not torch.compiler.is_compiling():
+            self._check_rows("input_ids", ids)
+        return ids
 
     def _check_rows(self, name: str, ids: Tensor):
-        # Not on the ids as they are: a uint8 compares with 262 as with 6, and uint16 has no aminmax.
-        ids = ids.long()
         if self.word_encoder.has_word_column:
             self._check_range("the words' own ids", ids[..., -1], len(self.word_encoder.word_embedding.weight))
             ids = ids[..., :-1]
@@ -377,8 +377,7 @@ class ElmoModel(ElmoPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
         if inputs_embeds is None:
             assert input_ids is not None
-            self.check_ids(input_ids)
-            inputs = input_ids.long()
+            inputs = self.check_ids(input_ids)
             default_mask = inputs.flatten(2).any(2) if inputs.dim() == 3 else inputs > 0
         else:
             inputs = inputs_embeds
@@ -405,23 +404,24 @@ class ElmoModel(ElmoPreTrainedModel):
         return mask != 0
 
     def check_places(self, places: Tensor | None, distinct_words: Tensor) -> Tensor:
-        """The places as they are; a `ValueError` unless they are integers (batch, words) that point into words which
+        """The places in int64; a `ValueError` unless they are integers (batch, words) that point into words which
         this model can read. On a GPU the numbers themselves are not looked at, since the host would have to wait."""
         width = self.config.row_length
         if not self.word_encoder.has_characters:
             raise ValueError("this model reads no characters: give the words' ids as input_ids, not distinct_words")
         shortest = width if self.word_encoder.has_word_column else 1
         fits = distinct_words.dim() == 2 and shortest <= distinct_words.shape[1] <= width
-        if not fits or distinct_words.is_floating_point():
+        if not fits or not has_integers(distinct_words):
             raise ValueError(
                 f"distinct_words must be integers of shape (distinct, {shortest} to {width}), not "
                 f"{distinct_words.dtype} {tuple(distinct_words.shape)}"
             )
-        if places is None or places.dim() != 2 or places.is_floating_point():
+        if places is None or places.dim() != 2 or not has_integers(places):
             raise ValueError("with distinct_words, input_ids must be (batch, words) integers: places among them")
+        places = places.long()
         if places.device.type == "cpu" and places.numel():
             self._check_range("places in distinct_words", places, len(distinct_words))
-            self._check_rows("distinct_words", distinct_words)
+            self._check_rows("distinct_words", distinct_words.long())
         return places
 
     def initial_state(self, rows: int, like: Tensor) -> ElmoState:
@@ -464,6 +464,11 @@ class ElmoModel(ElmoPreTrainedModel):
                 f"not {tuple(hidden.shape)} and {tuple(cell.shape)}: pass the state of a batch with as many rows"
             )
         return ElmoState(hidden.to(like.device, like.dtype), cell.to(like.device, cell_dtype))
+
+
+def has_integers(tensor: Tensor) -> bool:
+    """Whether its numbers are integers, and no truth values either."""
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
 def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Packing:

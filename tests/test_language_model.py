@@ -470,6 +470,20 @@ def test_half_precision_losses_are_close(dtype, tolerance):
     torch.testing.assert_close(torch.stack(actual), torch.stack(expected), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32], ids=str)
+def test_lanes_of_any_integer_type(dtype):
+    model = make_lm(num_negative_samples=VOCAB)
+    words, labels = torch.randint(1, 256, (6, 50)), torch.randint(VOCAB, (2, 3))
+    places = torch.tensor([[[0, 1, 2], [3, 4, 5]], [[2, 1, 0], [5, 4, 3]]])
+    targets = {"next_targets": labels, "previous_targets": labels.flip(1)}
+    expected = model(words[places[0]], reversed_input_ids=words[places[1]], **targets).loss
+    forward, backward = words[places].to(dtype)
+    assert torch.equal(model(forward, reversed_input_ids=backward, **targets).loss, expected)
+    forward, backward = places.to(dtype)
+    placed = model(forward, reversed_input_ids=backward, distinct_words=words.to(dtype), **targets)
+    torch.testing.assert_close(placed.loss, expected)
+
+
 # ---- bad input
 
 IDS, LABELS = torch.full((2, 3, 50), 7), torch.full((2, 3), 5)
@@ -501,6 +515,8 @@ BAD_INPUTS = {
     "distinct words alone": ({"distinct_words": WORDS}, r"input_ids must be \(batch, words\) integers"),
     "distinct words that are too long": ({**PLACED, "distinct_words": torch.full((2, 51), 7)}, r"1 to 50\)"),
     "distinct words as vectors": ({**PLACED, "distinct_words": WORDS.float()}, "must be integers of shape"),
+    "distinct words as truth values": ({**PLACED, "distinct_words": WORDS > 0}, "must be integers of shape"),
+    "places as truth values": ({**PLACED, "input_ids": PLACES > 0}, r"input_ids must be \(batch, words\) integers"),
     "distinct words of wrong ids": ({**PLACED, "distinct_words": WORDS + 300}, "distinct_words must be between 0"),
     "a reversed place that there is not": ({**PLACED, "reversed_input_ids": PLACES - 1}, "must be between 0 and 1"),
     "a place that there is not": ({**PLACED, "input_ids": PLACES + 1}, "places in distinct_words must be between 0"),
