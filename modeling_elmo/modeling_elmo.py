@@ -304,7 +304,7 @@ class ElmoModel(ElmoPreTrainedModel):
             table = self.word_encoder(distinct_words, all_differ=True)  # (distinct, projection_dim)
             return F.embedding(words.to(table.device, non_blocking=True), table)
         if not self.word_encoder.has_characters and words.is_floating_point():
-            return words
+            return words.to(self.word_encoder.word_embedding.weight.dtype)
         return self.word_encoder(words)
 
     def check_ids(self, input_ids: Tensor) -> Tensor:

@@ -304,6 +304,16 @@ def test_inputs_embeds_equal_input_ids(changes):
     assert_close(model(inputs_embeds=embeds[1:]).scalar_mix, model(ids[1:]).scalar_mix)
 
 
+def test_word_vectors_of_another_type_are_cast_to_that_of_the_weights():
+    model = make_model(torch.bfloat16, **TABLE)
+    vectors = torch.randn(2, 5, 6)
+    output, expected = (
+        model(inputs_embeds=words, output_hidden_states=True) for words in (vectors, vectors.bfloat16())
+    )
+    assert output.scalar_mix.dtype == output.hidden_states[0].dtype == torch.bfloat16
+    assert torch.equal(output.scalar_mix, expected.scalar_mix)
+
+
 @pytest.mark.parametrize("changes", [{}, TABLE], ids=str)
 def test_input_embeddings_can_be_replaced(changes):
     model = make_model(**changes)
