@@ -419,13 +419,12 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             output.num_targets = num_targets
             output.word_losses = self._unpack_losses(losses, packing, mask, lanes)
         else:
-            both = unpack(top, packing, mask.numel()).unflatten(0, mask.shape)  # (batch, words, hidden_size)
+            both = unpack(top, packing, mask.shape)  # (batch, words, hidden_size)
             output.logits, output.backward_logits = (self.lm_head(side) for side in both.chunk(2, dim=-1))
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             if lanes:
                 raise ValueError("lanes have no hidden_states: their two directions read different texts")
-            states = (unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers)
-            output.hidden_states = tuple(states)
+            output.hidden_states = tuple(unpack(layer, packing, mask.shape) for layer in layers)
         output.state = None if is_pair else state
         return output
 
@@ -494,4 +493,4 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         """Two times (packed,) -> (2, batch, words): each loss at the word behind which the prediction was made."""
         if lanes:  # both streams lie in the order in which they are read
             packing = packing._replace(backward_index=packing.forward_index)
-        return unpack(torch.stack(losses)[..., None], packing, mask.numel()).T.unflatten(1, mask.shape)
+        return unpack(torch.stack(losses)[..., None], packing, mask.shape).movedim(2, 0)

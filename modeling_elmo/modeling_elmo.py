@@ -239,7 +239,7 @@ class ElmoModel(ElmoPreTrainedModel):
                 input_ids, inputs_embeds, attention_mask, token_type_ids, state, distinct_words
             )
             layers, final = self.encode(inputs.flatten(0, 1), packing, state, distinct_words=distinct_words)
-            hidden_states = [unpack(layer, packing, mask.numel()).unflatten(0, mask.shape) for layer in layers]
+            hidden_states = [unpack(layer, packing, mask.shape) for layer in layers]
             state = final if len(packing.order) == len(mask) else None
         mix = self.scalar_mix(hidden_states) if self.scalar_mix is not None else None
         return ElmoModelOutput(
@@ -512,9 +512,10 @@ def places_turned_around(mask: Tensor) -> Tensor:
     return torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
 
 
-def unpack(layer: Tensor, packing: Packing, positions: int) -> Tensor:
-    """(2, packed, projection_dim) in reading order -> (positions, 2 * projection_dim), zeros where no word is."""
-    both = layer.new_zeros(positions, 2, layer.shape[2])
+def unpack(layer: Tensor, packing: Packing, shape: torch.Size) -> Tensor:
+    """(2, packed, projection_dim) in reading order -> (*shape, 2 * projection_dim), zeros where no word is; `shape` is
+    that of the mask, (batch, words)."""
+    both = layer.new_zeros(shape.numel(), 2, layer.shape[2])
     for side, index in enumerate((packing.forward_index, packing.backward_index)):
         both[:, side].index_copy_(0, index.to(layer.device), layer[side])
-    return both.flatten(1)
+    return both.flatten(1).unflatten(0, shape)

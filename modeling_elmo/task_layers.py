@@ -231,7 +231,7 @@ class BiRecurrent(nn.Module):
             words, weight_ih, weight_hh, bias, None, hidden, cell, packing.batch_sizes,
             cell_clip=None, proj_clip=None,
         )  # fmt: skip
-        return unpack(outputs, packing, mask.numel()).unflatten(0, mask.shape)
+        return unpack(outputs, packing, mask.shape)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
