@@ -39,7 +39,7 @@ from modeling_elmo.embed import embed
 from modeling_elmo.freed_memory import keep_freed_memory
 from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
 from modeling_elmo.lstm_ops import naive_lstm
-from modeling_elmo.products import has_onednn_products, matmul
+from modeling_elmo.products import has_onednn_products, linear
 from modeling_elmo.recurrence_kernel import recurrence_kernel
 from modeling_elmo.word_cache import WordCache
 
@@ -68,7 +68,7 @@ SQUARE = 2 * 2048**3  # operations of a square product: what this processor can 
 def square_product(dtype: torch.dtype):
     """A function that multiplies by the faster library."""
     square = torch.randn(2048, 2048, dtype=dtype)
-    return functools.partial(matmul, square, square)
+    return functools.partial(linear, square, square)
 
 
 def describe_machine(table: Table):

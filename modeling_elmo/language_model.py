@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .gpu_softmax import exponentials, takes_softmax
 from .lstm import ElmoState, Packing
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
-from .products import is_hooked, linear, matmul, weight_gradient
+from .products import is_hooked, linear, weight_gradient
 
 IGNORE_INDEX = -100
 # Logits of a full softmax that are held at once where no gradient is wanted: of so many words of the vocabulary, and in
@@ -172,7 +172,7 @@ class _SharedSoftmax(torch.autograd.Function):
         rows = scale[:, None].to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             return (
-                matmul(exps, weight) * rows,
+                linear(exps, weight.T) * rows,
                 weight_gradient(exps, hidden * rows),
                 (exps.T @ rows)[:, 0].to(ctx.dtypes[0]),
                 (target_exps * scale - d_losses).to(ctx.dtypes[1]),

@@ -68,28 +68,15 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
-def _takes_onednn(left: Tensor, right: Tensor) -> bool:
-    return prefers_onednn(left) and left.numel() > 0 and right.numel() > 0
-
-
 def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether torch multiplies in this dtype number by number, since neither library does on this processor."""
     return dtype == torch.bfloat16 and device.type == "cpu" and not has_onednn_products(dtype)
 
 
-def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """(rows, inner), (inner, columns) -> (rows, columns), without gradients."""
-    if _takes_onednn(left, right):
-        return _onednn(left, right.T)
-    if is_emulated(left.dtype, left.device):
-        return (left.float() @ right.float()).to(left.dtype)
-    return left @ right
-
-
 def bmm(left: Tensor, right: Tensor) -> Tensor:
     """(directions, rows, inner), (directions, inner, columns) -> (directions, rows, columns), without gradients."""
-    if len(left) == 1 and _takes_onednn(left, right):
-        return _onednn(left[0], right[0].T)[None]
+    if len(left) == 1:
+        return linear(left[0], right[0].T)[None]
     if is_emulated(left.dtype, left.device):
         return torch.bmm(left.float(), right.float()).to(left.dtype)
     return torch.bmm(left, right)
@@ -122,7 +109,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if inputs.dtype == weight.dtype and is_emulated(weight.dtype, weight.device):
         bias = None if bias is None else bias.float()
         return F.linear(inputs.float(), weight.float(), bias).to(inputs.dtype)
-    fits = inputs.dim() >= 2 and inputs.numel() > 0 and inputs.shape[-1] == weight.shape[1]
+    fits = inputs.dim() >= 2 and inputs.numel() * weight.numel() > 0 and inputs.shape[-1] == weight.shape[1]
     if not fits or not (prefers_onednn(inputs) and prefers_onednn(weight)):
         return F.linear(inputs, weight, bias)  # with torch's own words for shapes that do not go together
     return _Linear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])

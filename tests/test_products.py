@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling_elmo import ElmoConfig, ElmoModel, products
-from modeling_elmo.products import Linear, bmm, linear, matmul, weight_gradients
+from modeling_elmo.products import Linear, bmm, linear, weight_gradients
 
 pytestmark = pytest.mark.skipif(
     not products.has_onednn_products(torch.float32), reason="torch has no oneDNN on this machine"
@@ -28,17 +28,17 @@ def calls(monkeypatch) -> list[torch.Size]:
 
 
 @pytest.mark.parametrize("strided", [False, True])
-def test_matmul(calls, strided):
+def test_linear_is_a_product(calls, strided):
     left, right = (torch.randn(33, 70), torch.randn(70, 21))
     if strided:
         left, right = torch.randn(70, 33).T, torch.randn(21, 2, 70)[:, 1].T
-    torch.testing.assert_close(matmul(left, right), left @ right, **CLOSE)
+    torch.testing.assert_close(linear(left, right.T), left @ right, **CLOSE)
     assert calls == [(33, 70)]
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
-def test_matmul_of_nothing(calls, rows, inner, columns):
-    product = matmul(torch.ones(rows, inner), torch.ones(inner, columns))
+def test_a_product_of_nothing(calls, rows, inner, columns):
+    product = linear(torch.ones(rows, inner), torch.ones(inner, columns).T)
     assert torch.equal(product, torch.zeros(rows, columns))
     assert not calls
 
@@ -138,9 +138,9 @@ def test_bfloat16_is_multiplied_in_float32_where_it_would_be_emulated(monkeypatc
     linear(inputs, weight.detach().as_subclass(type("Quantised", (torch.Tensor,), {})), bias)
     assert dtypes == [torch.float32] * 2 + [torch.bfloat16]
     rows, other = inputs[0].detach(), inputs[1].detach()
-    assert torch.equal(matmul(rows, other.T), (rows.float() @ other.float().T).bfloat16())
-    assert torch.equal(bmm(inputs, inputs.transpose(1, 2))[0], matmul(rows, rows.T))
-    assert torch.equal(weight_gradients(inputs, inputs)[1], matmul(other.T, other))
+    assert torch.equal(linear(rows, other), (rows.float() @ other.float().T).bfloat16())
+    assert torch.equal(bmm(inputs, inputs.transpose(1, 2))[0], linear(rows, rows))
+    assert torch.equal(weight_gradients(inputs, inputs)[1], linear(other.T, other.T))
 
 
 @pytest.mark.parametrize("in_c", [True, False])
