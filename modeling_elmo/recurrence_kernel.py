@@ -179,11 +179,13 @@ class RecurrenceKernel:
 def step_chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = math.inf) -> Iterator[list[int]]:
     """Steps that follow each other: at most `chunk_size` of them, with at most `most_words` words or one step."""
     chunk: list[int] = []
+    words = 0
     for size in batch_sizes:
-        if chunk and (len(chunk) == chunk_size or sum(chunk) + size > most_words):
+        if chunk and (len(chunk) == chunk_size or words + size > most_words):
             yield chunk
-            chunk = []
+            chunk, words = [], 0
         chunk.append(size)
+        words += size
     if chunk:
         yield chunk
 
