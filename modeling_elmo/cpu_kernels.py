@@ -240,12 +240,10 @@ def _places(tensors: tuple[Tensor, ...]) -> list[int]:
     return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.stride(0))]
 
 
+@functools.cache
 def cell_kernels(dtype: torch.dtype) -> CellKernels | None:
     """The kernels for `dtype`, compiled at the first call; `None` if there are none or no compiler."""
-    return _kernels(NAMES[dtype]) if dtype in NAMES else None
-
-
-@functools.cache
-def _kernels(name: str) -> CellKernels | None:
+    if dtype not in NAMES:
+        return None
     library = c_library("cell", ARITHMETIC + for_each_dtype(PLACE + CELL))
-    return None if library is None else CellKernels(library, name)
+    return None if library is None else CellKernels(library, NAMES[dtype])

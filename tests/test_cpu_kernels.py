@@ -32,7 +32,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 def forget():
-    for remembered in (c_library, cpu_kernels._kernels, recurrence_kernel):
+    for remembered in (c_library, cpu_kernels.cell_kernels, recurrence_kernel):
         remembered.cache_clear()
 
 
