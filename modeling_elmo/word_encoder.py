@@ -50,7 +50,7 @@ class ElmoWordEncoder(nn.Module):
         if not self.has_characters:
             self.word_embedding = nn.Embedding(config.word_vocab_size, config.projection_dim, padding_idx=0)
             return
-        self.row_length = config.max_word_length
+        self.max_word_length = config.max_word_length
         self.widest = max(width for width, _ in config.cnn_filters)
         self.activation = {"relu": F.relu, "tanh": torch.tanh}[config.cnn_activation]
         self.char_embedding = nn.Embedding(config.vocab_size, config.char_embedding_dim, padding_idx=0)
@@ -104,8 +104,8 @@ class ElmoWordEncoder(nn.Module):
         words = words.to(device_of(self.char_embedding, words), non_blocking=True)
         if words.device.type != "cpu":
             return self._in_chunks(words)
-        if words.shape[1] < self.row_length:
-            words = F.pad(words, (0, self.row_length - words.shape[1]), value=self.padding_id)
+        if words.shape[1] < self.max_word_length:
+            words = F.pad(words, (0, self.max_word_length - words.shape[1]), value=self.padding_id)
         if not self._is_frozen():
             return self._encode_by_length(words)
         return self.cache.look_up(
@@ -185,10 +185,10 @@ class ElmoWordEncoder(nn.Module):
         """
         if len(words) == 0:
             return words, False
-        if words.shape[1] < self.row_length:  # cut behind the longest word before
-            end = min(words.shape[1] + self.widest, self.row_length)
+        if words.shape[1] < self.max_word_length:  # cut behind the longest word before
+            end = min(words.shape[1] + self.widest, self.max_word_length)
             cut = F.pad(words, (0, end - words.shape[1]), value=self.padding_id)
-            return cut, words.shape[1] + self.widest <= self.row_length
+            return cut, words.shape[1] + self.widest <= self.max_word_length
         position = torch.arange(1, words.shape[1] + 1, device=words.device)
         end = int(((words != self.padding_id) * position).max()) + self.widest
         return words[:, :end], end <= words.shape[1]
