@@ -490,13 +490,15 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
             f"attention_mask must be padded on the right, but row {int(wrong.nonzero()[0])} has a 0 before a 1: "
             "ELMo reads from both ends, so move the padding (tokenizer.padding_side = 'right')"
         )
-    if token_type_ids is not None and token_type_ids.shape != attention_mask.shape:
+    if token_type_ids is None:
+        return pack(starts, lengths)
+    if token_type_ids.shape != attention_mask.shape:
         raise ValueError(
             f"token_type_ids must be of shape (batch, words) = {(batch, words)}, not {tuple(token_type_ids.shape)}"
         )
-    if token_type_ids is None or not (token_type_ids * attention_mask).any():
-        return pack(starts, lengths)
     types = token_type_ids * attention_mask  # (batch, words)
+    if not types.any():
+        return pack(starts, lengths)
     second = (types == 1).sum(1)  # (batch,)
     first = lengths - second
     expected = attention_mask & (torch.arange(words, device=lengths.device) >= first[:, None])
