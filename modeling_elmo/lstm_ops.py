@@ -296,11 +296,7 @@ HOISTED_BYTES = 16 * 2**20
 
 def _step_buffers(gates: Tensor, dim: int, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What one step writes: (2, rows, 4 * lstm_dim), (2, rows, lstm_dim) and (2, rows, projection_dim), contiguous."""
-    return (
-        torch.empty(gates.shape, dtype=gates.dtype, device=gates.device),
-        gates.new_empty(*gates.shape[:2], dim),
-        torch.empty(output.shape, dtype=output.dtype, device=output.device),
-    )
+    return gates.new_empty(gates.shape), gates.new_empty(*gates.shape[:2], dim), output.new_empty(output.shape)
 
 
 def _last_outputs(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Tensor:
