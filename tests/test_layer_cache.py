@@ -147,6 +147,14 @@ def test_dropout_of_the_bilm_is_not_in_the_cache(tokenizer, tmp_path):
     assert_close(cache.look_up(single), model.eval().bilm_layers(**single)[0])
 
 
+def test_an_error_leaves_the_model_in_training_mode(tokenizer, tmp_path, monkeypatch):
+    model = make_classifier().train()
+    monkeypatch.setattr(model, "bilm_layers", lambda ids, mask: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        LayerCache(tmp_path, model).add([encode(tokenizer, SINGLE)])
+    assert model.training
+
+
 def test_a_trained_bilm_is_refused(tmp_path):
     with pytest.raises(ValueError, match="freeze it to cache them"):
         LayerCache(tmp_path, make_classifier(freeze_bilm=False))
