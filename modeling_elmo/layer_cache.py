@@ -53,6 +53,7 @@ class LayerCache:
         self.dtype = DTYPES[dtype]
         layers = used_layers(model.config)
         self.shape = (len(layers), model.config.hidden_size)
+        self.word_bytes = math.prod(self.shape) * self.dtype.itemsize
         name = f"{fingerprint(model.elmo)}-{'_'.join(map(str, layers))}-{dtype}"
         self.folder = Path(folder, name)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,25 +69,18 @@ class LayerCache:
 
     def _read_index(self):
         """Take what is there. An unfinished last text of the data is beyond the index and will be written over."""
-        self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words
-        found = None
+        keys, lengths = np.zeros((0, KEY_BYTES), np.uint8), np.zeros(0, np.int64)
         absent_or_damaged = suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
         with absent_or_damaged, np.load(self.folder / "index.npz", allow_pickle=False) as index:
-            found = index["keys"], index["lengths"]
-        if found is not None:
-            keys, lengths = found
-            starts = np.cumsum(lengths) - lengths
-            for key, start, length in zip(keys, starts.tolist(), lengths.tolist(), strict=True):
-                self.places[key.tobytes()] = (start, length)
-            words = int(lengths.sum())
-            if not self._has_data(words):
-                self.places = {}  # somebody cut the data off: they are computed anew
-        self._map_data()
-
-    def _has_data(self, words: int) -> bool:
+            keys, lengths = index["keys"], index["lengths"]
+        starts = np.cumsum(lengths) - lengths
+        self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words
+        for key, start, length in zip(keys, starts.tolist(), lengths.tolist(), strict=True):
+            self.places[key.tobytes()] = (start, length)
         file = self.folder / "layers.bin"
-        needed = words * math.prod(self.shape) * self.dtype.itemsize
-        return file.is_file() and file.stat().st_size >= needed
+        if not (file.is_file() and file.stat().st_size >= int(lengths.sum()) * self.word_bytes):
+            self.places = {}  # somebody cut the data off: they are computed anew
+        self._map_data()
 
     def _map_data(self):
         words = sum(length for _, length in self.places.values())
@@ -136,9 +130,9 @@ class LayerCache:
         keys = sorted(window, key=lambda key: -len(window[key]))
         end = sum(length for _, length in self.places.values())
         device = self.model.device
-        mode = "r+b" if (self.folder / "layers.bin").exists() else "w+b"
-        with evaluation_mode(self.model), open(self.folder / "layers.bin", mode) as file:
-            file.seek(end * self.shape[0] * self.shape[1] * self.dtype.itemsize)
+        data = self.folder / "layers.bin"
+        with evaluation_mode(self.model), open(data, "r+b" if data.exists() else "w+b") as file:
+            file.seek(end * self.word_bytes)
             for numbers in batches(list(range(len(keys))), [len(window[key]) for key in keys], WORDS_PER_BATCH):
                 texts = [window[keys[number]] for number in numbers]
                 ids, mask = _padded(texts)
