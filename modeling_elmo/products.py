@@ -185,6 +185,9 @@ def repeated_product(
     if len(weight) == 1 and prefers_onednn(weight):
         return lambda inputs, out: _onednn(inputs[0], weight[0])[None]
     right = weight.transpose(1, 2)
+    if is_emulated(weight.dtype, weight.device):
+        right = right.float()
+        return lambda inputs, out: torch.bmm(inputs.float(), right).to(out.dtype)
     return lambda inputs, out: torch.bmm(inputs, right, out=out)
 
 

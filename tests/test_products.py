@@ -143,6 +143,17 @@ def test_bfloat16_is_multiplied_in_float32_where_it_would_be_emulated(monkeypatc
     assert torch.equal(weight_gradients(inputs, inputs)[1], linear(other.T, other.T))
 
 
+def test_steps_in_bfloat16_are_multiplied_in_float32_where_they_would_be_emulated(monkeypatch):
+    inputs, weight = torch.randn(2, 5, 7).bfloat16(), torch.randn(2, 3, 7).bfloat16()
+    monkeypatch.setattr(products, "has_onednn_products", lambda dtype: False)
+    dtypes = []
+    product = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, *rest, **out: (dtypes.append(x.dtype), product(x, *rest, **out))[1])
+    times = products.repeated_product(weight, [5, 5])
+    found = times(inputs, torch.empty(2, 5, 3, dtype=torch.bfloat16))
+    assert torch.equal(found, product(inputs.float(), weight.float().mT).bfloat16()) and dtypes == [torch.float32]
+
+
 @pytest.mark.parametrize("in_c", [True, False])
 def test_a_model_has_the_same_numbers_and_gradients(calls, monkeypatch, in_c):
     """With the steps of the recurrence in C, or as products of this library, too."""
