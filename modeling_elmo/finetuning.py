@@ -402,7 +402,7 @@ def run_all(
 
 def _remove_checkpoints(folder: Path):
     """Of a run that is overwritten."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in checkpoints_of(folder):
         shutil.rmtree(checkpoint)
 
 

@@ -550,6 +550,9 @@ def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path):
     for epochs in (2, 1):
         assert run(num_train_epochs=epochs, overwrite_output_dir="true", **kept) == 0
         assert len(list((tmp_path / "out").glob("checkpoint-*"))) == epochs
+    (tmp_path / "out" / "checkpoint-mine").mkdir()  # what is not of a run stays
+    assert run(max_steps=1, overwrite_output_dir="true", **kept) == 0
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-mine"}
 
 
 def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys, caplog):
