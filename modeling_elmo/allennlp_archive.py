@@ -71,7 +71,7 @@ def read_archived(files: LegacyFiles) -> LegacyElmo:
         warnings.warn(text, ConversionWarning, stacklevel=2)
     vocabulary = read_legacy_vocabulary(files.vocab) if files.vocab else None
     check_vocabulary(config, vocabulary, options.get("n_tokens_vocab"))
-    return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files)
+    return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files, "an AllenNLP model")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

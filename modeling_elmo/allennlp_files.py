@@ -69,12 +69,14 @@ class LegacyElmo(NamedTuple):
 
     `state_dict`: the parameters of an `ElmoModel`, by name, in float32; the scalar mix only if it has one. With a
         softmax, `lm_head.weight` and `lm_head.bias` of an `ElmoForPreTraining` too.
+    `source_format`: what the files are, for the model card.
     """
 
     config: ElmoConfig
     state_dict: dict[str, Tensor]
     vocabulary: list[str] | None
     files: LegacyFiles
+    source_format: str = "bilm-tf / AllenNLP"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

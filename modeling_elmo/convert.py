@@ -141,15 +141,6 @@ def _save(elmo: LegacyElmo | ManyLangsElmo, tokenizer: ElmoTokenizer, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def _format_of(elmo: LegacyElmo | ManyLangsElmo) -> str:
-    if isinstance(elmo, ManyLangsElmo):
-        return "ELMoForManyLangs"
-    weights = elmo.files.weights
-    if weights and is_hub_module(weights):
-        return "a module of TF-Hub"
-    return "an AllenNLP model" if weights and weights.name in ARCHIVED_WEIGHTS else "bilm-tf / AllenNLP"
-
-
 def _parts_of(file: Path) -> list[Path]:
     """A file, and behind the index of a checkpoint those with its values."""
     return [file, *sorted(file.parent.glob(f"{file.stem}.data-*"))] if file.suffix == ".index" else [file]
@@ -160,7 +151,7 @@ def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], 
     text = converted_card(
         elmo.config,
         parameters=count_parameters(elmo.state_dict),
-        source_format=_format_of(elmo),
+        source_format=elmo.source_format,
         source_files=[part for file in files if file and file.is_file() for part in _parts_of(file)],
         has_learnt_mix=any(name.startswith("scalar_mix.") for name in elmo.state_dict),
         has_vocabulary=isinstance(elmo, LegacyElmo) and elmo.vocabulary is not None,
@@ -330,12 +321,12 @@ def summary(converted: LegacyElmo | ManyLangsElmo, src: str | None, dst: str, to
     config, parameters = converted.config, sum(tensor.numel() for tensor in converted.state_dict.values())
     words = f"{config.num_filters} character filters, {config.num_highway_layers} highway layers"
     if isinstance(converted, ManyLangsElmo):
-        kind = "ELMoForManyLangs"
+        kind = converted.source_format
         words = f"{len(converted.char_vocab):,} characters, {words}"
         if converted.word_vocab is not None:
             words = f"{words}, vectors of {len(converted.word_vocab):,} words"
     else:
-        kind = f"bilm-tf / AllenNLP: {', '.join(path.name for path in converted.files if path)}"
+        kind = f"{converted.source_format}: {', '.join(path.name for path in converted.files if path)}"
         if config.word_vocab_size:
             words = f"a table of {config.word_vocab_size - 1} words"
     model_class = "ElmoModel"

@@ -44,6 +44,7 @@ class ManyLangsElmo(NamedTuple):
     state_dict: dict[str, Tensor]
     char_vocab: dict[str, int]
     word_vocab: dict[str, int] | None
+    source_format: str = "ELMoForManyLangs"
 
 
 def is_many_langs(src: Path) -> bool:

@@ -83,7 +83,7 @@ def read_hub_module(files: LegacyFiles) -> LegacyElmo:
     mix = _scalar_mix(variables, scopes[0], config.num_hidden_layers + 1)
     vocabulary = read_legacy_vocabulary(files.vocab) if files.vocab else None
     check_vocabulary(config, vocabulary, options.get("n_tokens_vocab"))
-    return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files)
+    return LegacyElmo(config, {**from_datasets(values, config), **mix}, vocabulary, files, "a module of TF-Hub")
 
 
 def _scalar_mix(variables: Mapping[str, Variable], scope: str, layers: int) -> dict[str, Tensor]:

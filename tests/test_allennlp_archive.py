@@ -95,9 +95,11 @@ def test_layers_are_those_of_the_hdf5_file(tmp_path, dst):
     np.testing.assert_allclose(layers_of(again.double(), rows), expected, rtol=0, atol=1e-6)
 
 
-def test_vectors_are_those_of_allennlp(dst):
+def test_vectors_are_those_of_allennlp(dst, capsys):
     """Of a biLM and a scalar mix that it has trained."""
     assert main([str(WRITTEN / "model.tar.gz"), str(dst)]) == 0
+    assert "(an AllenNLP model: " in capsys.readouterr().out
+    assert "Files of an AllenNLP model:" in (dst / "README.md").read_text()
     model, tokenizer = ElmoModel.from_pretrained(dst), ElmoTokenizer.from_pretrained(dst)
     assert model.scalar_mix.weights.abs().min() > 0 and model.scalar_mix.gamma != 1, "it is the learnt mix"
     batch = tokenizer(SENTENCES, is_split_into_words=True, padding=True, return_tensors="pt")

@@ -62,7 +62,10 @@ def test_what_tensorflow_wrote(packed, tmp_path, dst, capsys):
             archive.extractall(tmp_path / "module", filter="data")
         source = tmp_path / "module"
     assert main([str(source), str(dst)]) == 0
-    assert "no options: taken are words of 50 characters, relu, clips at 3 and skip" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "no options: taken are words of 50 characters, relu, clips at 3 and skip" in told.err
+    assert "(a module of TF-Hub: variables.index)" in told.out
+    assert "Files of a module of TF-Hub:" in (dst / "README.md").read_text()
     sentences, expected = json.loads((WRITTEN / "expected.json").read_text()).values()
     model, tokenizer = ElmoModel.from_pretrained(dst).eval(), ElmoTokenizer.from_pretrained(dst)
     batch = tokenizer(sentences, is_split_into_words=True, padding=True, return_tensors="pt")
