@@ -147,12 +147,12 @@ def _parts_of(file: Path) -> list[Path]:
 
 
 def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], folder: Path, told: dict[str, Any]):
-    """README.md. Of `files` those are named that are there: the archive, or the files that are in no archive."""
+    """README.md. Of `files` those are named that are there, once: the archive, or the files that are in no archive."""
     text = converted_card(
         elmo.config,
         parameters=count_parameters(elmo.state_dict),
         source_format=elmo.source_format,
-        source_files=[part for file in files if file and file.is_file() for part in _parts_of(file)],
+        source_files=dict.fromkeys(part for file in files if file and file.is_file() for part in _parts_of(file)),
         has_learnt_mix=any(name.startswith("scalar_mix.") for name in elmo.state_dict),
         has_vocabulary=isinstance(elmo, LegacyElmo) and elmo.vocabulary is not None,
         **told,

@@ -98,6 +98,7 @@ def test_which_checkpoint_is_taken(saved, tmp_path, dst):
     assert read_files(saved, dst) == second
     for name in ("model.ckpt-3", "model.ckpt-3.index", "model.ckpt-3.data-00001-of-00002", "model.ckpt-3.meta"):
         assert read_files(saved / name, dst) == third
+        assert (dst / "README.md").read_text().count("| `model.ckpt-3.data-00001-of-00002` |") == 1
     assert read_files(saved, dst, weights=saved / "model.ckpt-3") == third
     given = {"options": saved / "options.json", "vocab": saved / "vocab.txt", "weights": saved / "model.ckpt-3"}
     assert read_files(None, dst, **given) == third
