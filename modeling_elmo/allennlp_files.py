@@ -195,8 +195,8 @@ def read_legacy_vocabulary(path: Path) -> list[str]:
     words = words_of(text)
     if renamed := last_lines_count(words):
         again = words[next(iter(renamed))]
-        text = f"{path}: {len(renamed)} words have a later line, too, which counts, as in bilm-tf; such as {again!r}"
-        warnings.warn(text, ConversionWarning, stacklevel=3)
+        text = f"{path.name}: {len(renamed)} words have a later line, too, which counts, as in bilm-tf; such as "
+        warnings.warn(f"{text}{again!r}", ConversionWarning, stacklevel=3)
     return [renamed.get(place, word) for place, word in enumerate(words)]
 
 
@@ -324,11 +324,12 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
         return candidates[role][0] if candidates[role] else None
 
     weights = given.weights or only("weights") or _module_index(folder)
-    if not weights and candidates["checkpoint"]:
-        weights = last_index(folder) or only("checkpoint", "weights")
-    elif candidates["checkpoint"] and not given.weights:
-        text = f"{folder} has a checkpoint too, which was not read: it has the softmax, and is chosen with --weights"
-        warnings.warn(text, ConversionWarning, stacklevel=3)
+    if candidates["checkpoint"] and not given.weights:
+        if weights:
+            text = f"the folder of {weights.name} has a checkpoint too, which was not read: it has the softmax, and is "
+            warnings.warn(text + "chosen with --weights", ConversionWarning, stacklevel=3)
+        else:
+            weights = last_index(folder) or only("checkpoint", "weights")
     if not weights:
         found = f"holds no weights of a known kind, only {listing(path.name for path in paths)}"
         found = _other_format(paths) or (found if paths else "is empty")

@@ -82,7 +82,8 @@ def convert_from_allennlp(
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
             legacy = _read(files)
-        _save(legacy, new_tokenizer(legacy), folder)
+            tokenizer = new_tokenizer(legacy)
+        _save(legacy, tokenizer, folder)
         _write_card(legacy, [source, *legacy.files], folder, {"repo_name": Path(dst).resolve().name, **card})
     return legacy
 

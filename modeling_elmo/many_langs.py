@@ -112,7 +112,7 @@ def _hyperparameters(folder: Path) -> dict[str, Any]:
     if name and (folder / name).is_file() and name != "config.json":
         options = read_json(folder / name)
     else:
-        text = f"{folder} has no file {name or 'with hyperparameters'}: those of the published models are taken"
+        text = f"there is no file {name or 'with hyperparameters'}: those of the published models are taken"
         warnings.warn(text, ConversionWarning, stacklevel=3)
     merged = {}
     for key, defaults in PUBLISHED.items():

@@ -260,6 +260,9 @@ def test_bad_archives(legacy, tmp_path, dst):
     assert_refused(two, dst, r"one folder, not in 2: a/model\.hdf5, b/model\.hdf5")
     # The message names the archive and not the folder that it was unpacked to.
     assert_refused(zip_of(tmp_path / "alone.zip", {"model.hdf5": weights}), dst, r"alone\.zip.* has no options JSON")
+    members = {"model.hdf5": weights, "options.json": legacy / "options.json", "vocab.txt": b"the\nthe\n"}
+    with pytest.warns(ConversionWarning, match=r"^vocab\.txt: 1 words have a later line"):
+        assert_refused(zip_of(tmp_path / "words.zip", members), dst, r"words\.zip/vocab\.txt is no vocabulary")
     damaged = bytearray(zip_of(tmp_path / "x.zip", {"model.hdf5": weights, "options.json": b"{}"}).read_bytes())
     damaged[200:300] = bytes(100)
     (tmp_path / "x.zip").write_bytes(damaged)
