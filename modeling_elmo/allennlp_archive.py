@@ -32,6 +32,7 @@ from .allennlp_format import (
     LSTM_CELL,
     ConversionError,
     ConversionWarning,
+    count_of,
     dataset_shapes,
     from_datasets,
     infer_config,
@@ -98,17 +99,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _datasets(elmo: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
     arrays = {name.removeprefix("_elmo_lstm."): tensor.numpy() for name, tensor in elmo.items()}
-
-    def count(pattern: str) -> int:
-        return len([name for name in arrays if re.fullmatch(pattern, name)])
-
     embedder, datasets = "_token_embedder.", {}
     try:
         datasets["char_embed"] = KINDS["table"][1](arrays[embedder + "_char_embedding_weights"])
-        for i in range(count(r"_token_embedder\.char_conv_\d+\.weight")):
+        for i in range(count_of(arrays, r"_token_embedder\.char_conv_(\d+)\.weight")):
             datasets[f"CNN/W_cnn_{i}"] = KINDS["window"][1](arrays[f"{embedder}char_conv_{i}.weight"])
             datasets[f"CNN/b_cnn_{i}"] = arrays[f"{embedder}char_conv_{i}.bias"]
-        for i in range(count(r"_token_embedder\._highways\._layers\.\d+\.weight")):
+        for i in range(count_of(arrays, r"_token_embedder\._highways\._layers\.(\d+)\.weight")):
             for ours, theirs in (("W", "weight"), ("b", "bias")):
                 transform, kept = np.split(arrays[f"{embedder}_highways._layers.{i}.{theirs}"], 2)
                 datasets[f"CNN_high_{i}/{ours}_transform"], datasets[f"CNN_high_{i}/{ours}_carry"] = (
@@ -118,7 +115,7 @@ def _datasets(elmo: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
         datasets["CNN_proj/W_proj"] = arrays[embedder + "_projection.weight"].T
         datasets["CNN_proj/b_proj"] = arrays[embedder + "_projection.bias"]
         for direction, side in enumerate(("forward", "backward")):
-            for layer in range(count(rf"_elmo_lstm\.{side}_layer_\d+\.state_projection\.weight")):
+            for layer in range(count_of(arrays, rf"_elmo_lstm\.{side}_layer_(\d+)\.")):
                 module, cell = f"_elmo_lstm.{side}_layer_{layer}.", LSTM_CELL.format(direction=direction, layer=layer)
                 kernels = [arrays[f"{module}{part}_linearity.weight"] for part in ("input", "state")]
                 datasets[cell + "W_0"] = swap_gates(np.concatenate(kernels, axis=1).T)  # (2 * projection, 4 * dim)

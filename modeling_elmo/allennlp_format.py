@@ -315,9 +315,10 @@ def _require(shapes: Mapping[str, tuple[int, ...]], name: str, dims: int) -> tup
     return shapes[name]
 
 
-def _count(shapes: Iterable[str], pattern: str) -> int:
-    """One more than the greatest number that `pattern` captures in a name."""
-    count = max((int(match[1]) + 1 for match in map(re.compile(pattern).match, shapes) if match), default=0)
+def count_of(names: Iterable[str], pattern: str) -> int:
+    """How many layers, filters or the like there are: one more than the greatest number that `pattern` captures at the
+    beginning of a name."""
+    count = max((int(match[1]) + 1 for match in map(re.compile(pattern).match, names) if match), default=0)
     if count > 1000:  # of layers, highways or filters: a name that is damaged, or is to keep us busy
         raise ConversionError(
             f"the weights have {count - 1} in the place of a small number ({pattern}): get them again"
@@ -333,7 +334,7 @@ def _lstm_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "the weights hold one direction only: a unidirectional language model is no ELMo and cannot be converted"
         )
     dim, projection_dim = _require(shapes, LSTM_CELL.format(direction=0, layer=0) + "W_P_0", 2)
-    layers = _count(shapes, r"RNN_[01]/RNN/MultiRNNCell/Cell(\d+)/")
+    layers = count_of(shapes, r"RNN_[01]/RNN/MultiRNNCell/Cell(\d+)/")
     return {"num_hidden_layers": layers, "lstm_dim": dim, "projection_dim": projection_dim}
 
 
@@ -344,11 +345,11 @@ def _cnn_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             f"dataset 'char_embed' has {rows} rows, but 256 bytes and 5 special characters make 261: models with other "
             "characters are not supported"
         )
-    windows = [_require(shapes, f"CNN/W_cnn_{i}", 4) for i in range(_count(shapes, r"CNN/W_cnn_(\d+)$") or 1)]
+    windows = [_require(shapes, f"CNN/W_cnn_{i}", 4) for i in range(count_of(shapes, r"CNN/W_cnn_(\d+)$") or 1)]
     return {
         "char_embedding_dim": char_dim,
         "cnn_filters": [[width, number] for _, width, _, number in windows],
-        "num_highway_layers": _count(shapes, r"CNN_high_(\d+)/"),
+        "num_highway_layers": count_of(shapes, r"CNN_high_(\d+)/"),
         "use_cnn_projection": "CNN_proj/W_proj" in shapes,
     }
 

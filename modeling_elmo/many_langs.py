@@ -8,7 +8,6 @@ The biLM is that of Peters et al.; the word encoder spells by Unicode characters
 a vector for each frequent word beside the character CNN (`spelling.DictionarySpelling`, `config.word_embedding_dim`).
 """
 
-import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from .allennlp_archive import read_state_dict
 from .allennlp_files import read_json
-from .allennlp_format import ConversionError, ConversionWarning, listing
+from .allennlp_format import ConversionError, ConversionWarning, count_of, listing
 from .archives import unpacked
 from .configuration_elmo import ElmoConfig
 from .spelling import PAD, DictionarySpelling
@@ -162,10 +161,8 @@ def _config(
     if missing := [name for name in needed if name not in shapes]:
         raise ConversionError(f"the weights lack {listing(missing)}: they are not those of an ELMoForManyLangs model")
 
-    def count(pattern: str) -> int:
-        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
-
-    convolutions = [shapes[f"convolutions.{index}.weight"] for index in range(count(r"convolutions\.(\d+)\.weight"))]
+    number = count_of(shapes, r"convolutions\.(\d+)\.weight")
+    convolutions = [shapes[f"convolutions.{index}.weight"] for index in range(number)]
     projection_dim, lstm_dim = shapes["forward_layer_0.state_projection.weight"]
     try:
         DictionarySpelling(chars, words, options["token_embedder"]["max_characters_per_token"])
@@ -175,11 +172,11 @@ def _config(
             char_embedding_dim=shapes["char_emb_layer.embedding.weight"][1],
             cnn_filters=[[width, number] for number, _, width in convolutions],
             cnn_activation=options["token_embedder"]["activation"],
-            num_highway_layers=count(r"highways\._layers\.(\d+)\.weight"),
+            num_highway_layers=count_of(shapes, r"highways\._layers\.(\d+)\.weight"),
             char_padding_id=chars[PAD] + 1,
             word_vocab_size=len(words) + 1 if words is not None else None,
             word_embedding_dim=shapes["word_emb_layer.embedding.weight"][1] if words is not None else None,
-            num_hidden_layers=count(r"forward_layer_(\d+)\."),
+            num_hidden_layers=count_of(shapes, r"forward_layer_(\d+)\."),
             lstm_dim=lstm_dim,
             projection_dim=projection_dim,
             cell_clip=options["encoder"]["cell_clip"] or None,  # 0 stands for none
