@@ -236,16 +236,13 @@ def _lstm(encoder: Mapping[str, Tensor], config: ElmoConfig) -> dict[str, Tensor
         "bias": "state_linearity.bias",
         "weight_hr": "state_projection.weight",
     }
-    try:
-        return {
-            f"lstm.layers.{layer}.{ours}": torch.stack(
-                [encoder[f"{side}_layer_{layer}.{theirs}"] for side in ("forward", "backward")]
-            )
-            for layer in range(config.num_hidden_layers)
-            for ours, theirs in names.items()
-        }
-    except (KeyError, RuntimeError) as error:
-        raise ConversionError(f"the weights of the LSTMs are not whole: {error}") from error
+    return {
+        f"lstm.layers.{layer}.{ours}": torch.stack(
+            [encoder[f"{side}_layer_{layer}.{theirs}"] for side in ("forward", "backward")]
+        )
+        for layer in range(config.num_hidden_layers)
+        for ours, theirs in names.items()
+    }
 
 
 def _check_sizes(embedder: Mapping[str, Tensor], chars: dict[str, int], words: dict[str, int] | None):

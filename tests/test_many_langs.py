@@ -208,7 +208,7 @@ def damage(folder: Path, how: str):
         ("no_numbers", "char.dic, line 1: 'a b' is no symbol with a number behind a tab"),
         ("truncated", "encoder.pkl is damaged, or holds something else than tensors"),
         ("nan", "NaN or infinite"),
-        ("layer_missing", "the weights of the LSTMs are not whole"),
+        ("layer_missing", "original: its weights are not whole .'backward_layer_1.input_linearity.weight'"),
         ("lstm_embedder", r"\('lstm', 'elmo'\) is no ELMo"),
         ("no_encoder", "cnn.json: encoder must be an object, not None"),
         ("more_layers", "n_layers should be 3, but the weights say 2"),
