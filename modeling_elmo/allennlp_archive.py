@@ -108,10 +108,8 @@ def _datasets(elmo: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
         for i in range(count_of(arrays, r"_token_embedder\._highways\._layers\.(\d+)\.weight")):
             for ours, theirs in (("W", "weight"), ("b", "bias")):
                 transform, kept = np.split(arrays[f"{embedder}_highways._layers.{i}.{theirs}"], 2)
-                datasets[f"CNN_high_{i}/{ours}_transform"], datasets[f"CNN_high_{i}/{ours}_carry"] = (
-                    transform.T,
-                    -kept.T,
-                )
+                datasets[f"CNN_high_{i}/{ours}_transform"] = transform.T
+                datasets[f"CNN_high_{i}/{ours}_carry"] = -kept.T
         datasets["CNN_proj/W_proj"] = arrays[embedder + "_projection.weight"].T
         datasets["CNN_proj/b_proj"] = arrays[embedder + "_projection.bias"]
         for direction, side in enumerate(("forward", "backward")):

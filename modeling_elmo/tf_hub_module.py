@@ -99,8 +99,5 @@ def _scalar_mix(variables: Mapping[str, Variable], scope: str, layers: int) -> d
             if np.ptp(weights) == 0 and gamma == 1:
                 return {}
             # The original adds a constant to all weights before their softmax, which changes nothing.
-            return {
-                "scalar_mix.weights": torch.from_numpy(weights.copy()),
-                "scalar_mix.gamma": torch.tensor(float(gamma.reshape(()))),
-            }
+            return {"scalar_mix.weights": torch.tensor(weights), "scalar_mix.gamma": torch.tensor(gamma.item())}
     return {}
