@@ -226,12 +226,10 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, An
         ConversionError: missing datasets, shapes that contradict each other, or options that contradict the shapes.
     """
     kwargs = _lstm_sizes(shapes)
-    kwargs |= (
-        {"cnn_filters": [], "word_vocab_size": _require(shapes, "embedding", 2)[0] + 1}
-        if use_words
-        else _cnn_sizes(shapes)
-    )
-    if not use_words:
+    if use_words:
+        kwargs |= {"cnn_filters": [], "word_vocab_size": _require(shapes, "embedding", 2)[0] + 1}
+    else:
+        kwargs |= _cnn_sizes(shapes)
         kwargs["cnn_activation"] = get_option(options, "char_cnn.activation")
         if kwargs["cnn_activation"] not in ("relu", "tanh"):
             raise ConversionError(

@@ -113,13 +113,14 @@ def _hyperparameters(folder: Path) -> dict[str, Any]:
     else:
         text = f"there is no file {name or 'with hyperparameters'}: those of the published models are taken"
         warnings.warn(text, ConversionWarning, stacklevel=3)
-    merged = {}
+    merged: dict[str, Any] = {"told": options}
     for key, defaults in PUBLISHED.items():
         value = options.get(key, defaults)
-        merged[key] = {**defaults, **value} if isinstance(defaults, dict) and isinstance(value, Mapping) else value
-        if isinstance(defaults, dict) and not isinstance(value, Mapping):
-            raise ConversionError(f"{folder / name}: {key} must be an object, not {value!r:.60}")
-    merged["told"] = options
+        if isinstance(defaults, dict):
+            if not isinstance(value, Mapping):
+                raise ConversionError(f"{folder / name}: {key} must be an object, not {value!r:.60}")
+            value = {**defaults, **value}
+        merged[key] = value
     kinds = merged["token_embedder"]["name"], merged["encoder"]["name"]
     if kinds != ("cnn", "elmo"):
         raise ConversionError(f"{folder}: a model with token_embedder and encoder {kinds} is no ELMo: ('cnn', 'elmo')")
