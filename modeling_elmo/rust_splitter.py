@@ -104,9 +104,10 @@ def given_words(encoding: Encoding, example: tuple[list[str], ...]) -> Iterator[
 
 
 def offsets_as_given(encoding: Encoding, example: tuple, normalizer: Any) -> list[tuple[int, int]]:
-    """Where each token of a normalised text stands in the text as it was given, or of a normalised word in that word.
+    """Where each token of a normalised text stands in the text as it was given, or of a list of words in its word.
 
-    The library forgets what a normalizer composed with the letter before: accents, vowel signs, parts of Hangul.
+    The library forgets what a normalizer composed with the letter before: accents, vowel signs, parts of Hangul. An
+    empty word went there as a space.
     """
     found = []
     columns = zip(encoding.sequence_ids, encoding.word_ids, encoding.tokens, encoding.offsets, strict=True)

@@ -370,7 +370,7 @@ class ElmoTokenizer(TokenizersBackend):
         self, encodings: list[Encoding], samples: list[int], texts: tuple[Any, Any], is_split_into_words: bool
     ) -> list[list[tuple[int, int]]]:
         normalizer = self.backend_tokenizer.normalizer
-        if normalizer is None:
+        if normalizer is None and not is_split_into_words:
             return [encoding.offsets for encoding in encodings]
         # Words as they were given, not as they were normalised.
         examples, _ = as_examples(*texts, is_split_into_words, checked_words if is_split_into_words else checked_text)

@@ -380,9 +380,10 @@ def test_offsets_hold_what_a_normalizer_composed(normalizer, pre_tokenizer):
     assert [row[4] for row in windows["offset_mapping"]] == [(0, 2), (3, 8), (9, 11)]
 
 
-def test_offsets_in_given_words_count_in_the_words_as_given():
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=repr)
+def test_offsets_in_given_words_count_in_the_words_as_given(normalizer):
     tokenizer = ElmoTokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.backend_tokenizer.normalizer = normalizer
     words = ["cafe\u0301", "", "e\u0301"]
     encoding = tokenizer([words], is_split_into_words=True, return_offsets_mapping=True, add_special_tokens=False)
     assert encoding["offset_mapping"] == [[(0, 5), (0, 0), (0, 2)]]
