@@ -238,7 +238,7 @@ class ElmoTokenizer(TokenizersBackend):
             if content is not None:
                 prefix = f"{filename_prefix}-" if filename_prefix else ""
                 paths.append(os.path.join(save_directory, prefix + self.vocab_files_names[name]))
-                with open(paths[-1], "w", encoding="utf-8", errors="replace", newline="\n") as file:
+                with open(paths[-1], "w", encoding="utf-8", newline="\n") as file:
                     file.write(content)
         return tuple(paths)
 
