@@ -47,10 +47,8 @@ def splitter_for_call(backend: Tokenizer, is_split_into_words: bool) -> Tokenize
     splitter = Tokenizer(backend.model)
     splitter.post_processor = backend.post_processor
     if not is_split_into_words:
-        if backend.normalizer is not None:
-            splitter.normalizer = backend.normalizer
-        if backend.pre_tokenizer is not None:
-            splitter.pre_tokenizer = backend.pre_tokenizer
+        splitter.normalizer = backend.normalizer
+        splitter.pre_tokenizer = backend.pre_tokenizer
         # Tokens that the user added stay whole. The four of ours are left out, so that typing one is no trick.
         added = [token for index, token in backend.get_added_tokens_decoder().items() if index > EOS_ID]
         if added:
