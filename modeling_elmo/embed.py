@@ -268,7 +268,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")
     parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
     arguments = parser.parse_args(argv)
-    if arguments.layers.lstrip("-").isdigit():
+    if arguments.layers.removeprefix("-").isdecimal():
         arguments.layers = int(arguments.layers)
     if arguments.format is None:
         arguments.format = "hdf5" if arguments.output.suffix in (".hdf5", ".h5") else "parquet"

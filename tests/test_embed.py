@@ -451,6 +451,7 @@ MISTAKES = {
     "no model": (["{tmp}/nothing", "{corpus}", "{tmp}/out"], "has no ELMo model"),
     "no input": (["{folder}", "{tmp}/nothing.txt", "{tmp}/out"], "no file is named"),
     "no such layer": (["{folder}", "{corpus}", "{tmp}/out", "--layers", "7"], "0 to 2"),
+    "no number of a layer": (["{folder}", "{corpus}", "{tmp}/out", "--layers", "\u00b2"], "0 to 2, not '\u00b2'"),
     "folder with other files": (["{folder}", "{corpus}", "{tmp}"], "holds other files"),
     "file in the way": (["{folder}", "{corpus}", "{corpus}"], "is a file"),
     "hdf5 in the way": (["{folder}", "{corpus}", "{corpus}", "--format", "hdf5"], "--overwrite"),
