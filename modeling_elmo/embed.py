@@ -39,7 +39,7 @@ from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
-from .tables import rows_of_text, unreadable_table
+from .tables import FILE_TYPES, is_table, rows_of_text, unreadable_table
 from .text_files import DataError, ReadingReport, ending_of, find_files, read_lines, without_controls
 from .tokenization_elmo import ElmoTokenizer
 
@@ -47,8 +47,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 LAYERS = ("mix", "top", "average", "all")
 POOLINGS = ("mean", "max")
 BATCHES_AHEAD = 2
-# What `datasets` calls each kind of table; those of text are read by `tables.py`.
-TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": None, ".tsv": None}
 
 
 def embed(
@@ -286,10 +284,10 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
     kind = kind_of_table(files)
     if kind is None:
         if arguments.column is not None:
-            raise DataError(f"{arguments.input} has no columns: --column is for tables ({', '.join(TABLES)})")
+            raise DataError(f"{arguments.input} has no columns: --column is for tables ({', '.join(FILE_TYPES)})")
         yield from (split(line) for line in read_lines(files, report))
         return
-    for number, row in enumerate(_rows_of_tables(files, TABLES[kind])):
+    for number, row in enumerate(_rows_of_tables(files, FILE_TYPES[kind])):
         if arguments.column not in row:
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
         value = row[arguments.column]
@@ -306,11 +304,11 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
             )
 
 
-def _rows_of_tables(files: Sequence[str], reader: str | None) -> Iterator[dict[str, Any]]:
+def _rows_of_tables(files: Sequence[str], reader: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     for file in files:
-        if reader is None:
+        if reader == "csv":
             yield from rows_of_text(file)
             continue
         try:
@@ -321,8 +319,8 @@ def _rows_of_tables(files: Sequence[str], reader: str | None) -> Iterator[dict[s
 
 
 def kind_of_table(files: Sequence[str]) -> str | None:
-    """The ending of tables, without that of their compression; `None` for files of text."""
-    kinds = {ending if ending in TABLES else None for ending in map(ending_of, files)}
+    """Which of `FILE_TYPES` the files are; `None` for files of text."""
+    kinds = {ending_of(name)[1:] if is_table(name) else None for name in files}
     if len(kinds) > 1:
         raise DataError(f"{files[0]} to {files[-1]}: embed texts, and tables of each kind, by commands of their own")
     return kinds.pop()
