@@ -410,7 +410,7 @@ def write_parts(
     if state.is_main_process:
         for name in ("words", "cut", "found"):
             counts[name] = sum(other[name] for other in everyone)
-        folder.finish(counts["parts"], progress=True)
+        folder.finish(counts["parts"])
         print(summary(arguments, counts, report, time.perf_counter() - start))
 
 

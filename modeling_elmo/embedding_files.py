@@ -144,7 +144,7 @@ class EmbeddingFolder:
         with whole_file(self.path(number)) as scratch:
             writer(scratch, part)
 
-    def finish(self, num_parts: int, progress: bool = False):
+    def finish(self, num_parts: int):
         """Remove what killed processes left; put the parts of an HDF5 file together, and remove them, too."""
         for scratch in self.folder.glob(".part-*"):
             scratch.unlink()
@@ -152,7 +152,7 @@ class EmbeddingFolder:
             return
         paths = [self.path(number) for number in range(num_parts)]
         with whole_file(self.output) as scratch:
-            _merge_hdf5(scratch, paths, progress)
+            _merge_hdf5(scratch, paths)
         shutil.rmtree(self.folder)
 
 
@@ -201,7 +201,7 @@ def _write_hdf5(path: Path, part: Part):
     path.write_bytes(content.getbuffer())
 
 
-def _merge_hdf5(path: Path, parts: list[Path], progress: bool):
+def _merge_hdf5(path: Path, parts: list[Path]):
     import h5py
 
     needed = sum(part.stat().st_size for part in parts)
@@ -209,7 +209,7 @@ def _merge_hdf5(path: Path, parts: list[Path], progress: bool):
         raise OSError(f"{path.parent} has {free:,} bytes left, and all parts together need {needed:,}: make room")
     index: dict[str, str] = {}
     with h5py.File(path, "w") as merged:
-        for part in tqdm(parts, desc="putting together", unit=" parts", disable=not progress):
+        for part in tqdm(parts, desc="putting together", unit=" parts"):
             with h5py.File(part) as file:
                 names = sorted((name for name in file if name != "texts"), key=int)
                 for name, text in zip(names, json.loads(file["texts"][()]), strict=True):
