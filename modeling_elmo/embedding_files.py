@@ -102,9 +102,9 @@ class EmbeddingFolder:
 
     def _remove_earlier(self):
         if (self.folder / SETTINGS).is_file():
-            for path in self.folder.iterdir():
-                if path != self.lock_file:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for part in [*self.folder.glob("part-*"), *self.folder.glob(".part-*")]:
+                part.unlink()
+            self._write_settings()
         if self.format == "hdf5" and self.output.is_file():
             self.output.unlink()
 
@@ -138,11 +138,14 @@ class EmbeddingFolder:
     def write(self, number: int, part: Part):
         """Write a part; it appears when it is complete, and behind the settings."""
         if not (self.folder / SETTINGS).is_file():
-            with whole_file(self.folder / SETTINGS) as scratch:
-                scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
+            self._write_settings()
         writer = {"parquet": _write_parquet, "safetensors": _write_safetensors, "hdf5": _write_hdf5}[self.format]
         with whole_file(self.path(number)) as scratch:
             writer(scratch, part)
+
+    def _write_settings(self):
+        with whole_file(self.folder / SETTINGS) as scratch:
+            scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def finish(self, num_parts: int):
         """Remove what killed processes left; put the parts of an HDF5 file together, and remove them, too."""

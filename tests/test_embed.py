@@ -329,6 +329,20 @@ def test_what_is_no_output_of_the_command_is_not_overwritten(name, folder, corpu
     assert "holds other files" in capsys.readouterr().err and mine.read_text() == "not to be lost"
 
 
+def test_what_others_put_beside_the_parts_is_not_overwritten(folder, corpus, tmp_path):
+    """A description for the Hub, or the folder of git in which the first command began."""
+    output = tmp_path / "out"
+    (output / ".git").mkdir(parents=True)
+    (output / ".git" / "HEAD").write_text("not to be lost")
+    assert run(folder, corpus, output, "--words_per_part", 40) == 0
+    (output / "README.md").write_text("nor this")
+    assert run(folder, corpus, output, "--overwrite", "--layers", "top") == 0
+    names = [".embed.json", ".git", "README.md", "part-000000.parquet"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert (output / ".git" / "HEAD").read_text() == "not to be lost" and len(read_parquet(output)) == len(LINES)
+    assert run(folder, corpus, output) == 2, "they were made with other settings"
+
+
 def test_another_vocabulary_of_word_inputs_is_another_tokenizer():
     words = ["<S>", "</S>", "<UNK>", "a", "b"]
     one, same, other = (
