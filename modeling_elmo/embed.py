@@ -225,6 +225,8 @@ def choose_layers(output, layers: str | int) -> Sequence[Tensor]:
     if layers == "all":
         return output.hidden_states
     if layers == "mix":
+        if output.scalar_mix is None:
+            raise EmbeddingError("this model, made for a softmax, has no scalar mix: choose other layers, as 'average'")
         return [output.scalar_mix]
     if layers == "average":
         return [torch.stack(output.hidden_states).mean(0)]

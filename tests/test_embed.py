@@ -16,7 +16,7 @@ from tokenizers.normalizers import Lowercase
 from torch import Tensor
 from training_runs import Forked, forked
 
-from modeling_elmo import ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
 from modeling_elmo import embed as embed_module
 from modeling_elmo.char_rows import PADDING
 from modeling_elmo.embed import batches, distinct_batch, embed, main, pool, windows
@@ -178,6 +178,13 @@ def test_budgets():
 def test_choices_that_there_are_not(choice, message, model, tokenizer):
     with pytest.raises(EmbeddingError, match=message):
         list(embed(LINES, model, tokenizer, **choice))
+
+
+def test_the_encoder_of_a_model_with_a_softmax_has_no_mix(model, tokenizer):
+    encoder = ElmoForPreTraining(ElmoConfig(**model.config.to_diff_dict() | {"lm_vocab_size": 10})).elmo
+    assert len(list(embed(LINES, encoder, tokenizer, layers="average"))) == len(LINES)
+    with pytest.raises(EmbeddingError, match="no scalar mix: choose other layers"):
+        next(embed(LINES, encoder, tokenizer))
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, pandas.Series])
