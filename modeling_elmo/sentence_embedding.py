@@ -40,7 +40,7 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError as error:
-        raise SentenceEmbeddingError("this needs sentence-transformers 6: pip install sentence-transformers") from error
+        raise SentenceEmbeddingError("no sentence-transformers 6: pip install 'modeling-elmo[sentences]'") from error
     config = load_encoder(str(model))[0].config  # else sentence-transformers would make lacking weights anew
     output: Any = "scalar_mix"
     if layer != "scalar_mix":
