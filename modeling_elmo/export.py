@@ -77,6 +77,7 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
             dynamo=True,
             verbose=False,
         )
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model that is replaced
         for file in Path(scratch).iterdir():
             os.replace(file, path.with_name(file.name))
 

@@ -128,6 +128,9 @@ def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, ca
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--check"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elmo.onnx", "elmo.onnx.data"]
     assert "largest difference to torch" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["elmo.onnx"], "a small model has no such file"
 
 
 def test_check_finds_a_difference(folder, written):
