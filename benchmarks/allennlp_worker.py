@@ -8,7 +8,6 @@ import importlib.machinery
 import json
 import logging
 import os
-import resource
 import sys
 import time
 import types
@@ -23,6 +22,7 @@ for name in ("torchvision", "torchvision.ops", "torchvision.ops.boxes"):
 import numpy as np  # noqa: E402 - behind the stand-in
 import torch  # noqa: E402
 from allennlp.modules.elmo import _ElmoBiLm, batch_to_ids  # noqa: E402
+from peak_memory import peak_bytes  # noqa: E402
 
 
 class Worker:
@@ -46,7 +46,7 @@ class Worker:
         self.model._elmo_lstm.reset_states()
 
     def memory(self):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_bytes()
 
 
 def main():

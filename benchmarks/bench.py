@@ -29,6 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from opponents import AllenNLP, Products, TorchLstm, plain_training_model, with_every_word
+from peak_memory import peak_bytes
 from timing import Table, interleaved, lanes, random_model, seconds
 from transformers.utils.logging import disable_progress_bar
 
@@ -189,11 +190,9 @@ def memory_of(name: str, number: int) -> float:
 
 
 def print_memory(name: str, number: int):
-    import resource
-
     for _ in embed(sentences(number), random_model(name), ElmoTokenizer(), layers="all"):
         pass
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_bytes())
 
 
 # ---- (b) the LSTM alone

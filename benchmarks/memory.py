@@ -7,7 +7,6 @@ that are copies of the text. Printed is what the system says of the resident mem
 """
 
 import argparse
-import itertools
 import os
 import shutil
 import subprocess
@@ -24,6 +23,14 @@ from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.training_text import read_text
 text = read_text(parse_arguments(PretrainingArguments), Accelerator())
 print(f"{text.train.num_tokens:,} tokens, {text.train.num_types:,} types")
+"""
+VALIDATION = """
+import itertools, sys
+from pathlib import Path
+from modeling_elmo.text_files import ReadingReport, read_lines
+text, target = sys.argv[1:]
+lines = itertools.islice(read_lines([text], ReadingReport()), 500)
+Path(target).write_text("".join(f"{line}\\n" for line in lines), encoding="utf-8")
 """
 
 
@@ -66,12 +73,8 @@ def peaks_of(files: list[Path], folder: Path, steps: int, rounds: int) -> dict[s
 
 
 def write_validation(text: Path, target: Path):
-    """The first lines of a text."""
-    sys.path.insert(0, str(ROOT))
-    from modeling_elmo.text_files import ReadingReport, read_lines
-
-    lines = itertools.islice(read_lines([str(text)], ReadingReport()), 500)
-    target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """The first lines of a text, by a process that may import what it needs."""
+    peak_of(["-c", VALIDATION, str(text.resolve()), str(target)], target.with_suffix(".log"))
 
 
 def main() -> int:

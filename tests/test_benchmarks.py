@@ -1,5 +1,9 @@
 """What benchmarks/ measures runs: its opponents have to keep up with the models whose places they take."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TINY
@@ -31,3 +35,20 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 def test_the_opponents_of_the_lstm_run(opponent):
     runs = {"it": opponent(ElmoConfig(**TINY), 3, 4, torch.float32)}
     assert interleaved(runs, rounds=1)["it"] > 0
+
+
+def told(program: str) -> str:
+    """What a new process prints, beside the benchmarks."""
+    command, folder = [sys.executable, "-c", program], Path(__file__).parents[1] / "benchmarks"
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_peak_memory_is_that_of_the_process_alone():
+    """`ru_maxrss` of Linux would begin with what this one has, which has imported torch."""
+    assert 0 < int(told("from peak_memory import peak_bytes; print(peak_bytes())")) < 100 * 2**20
+
+
+def test_the_benchmark_of_memory_imports_nothing_large():
+    """It would count in the memory of the processes that it starts."""
+    program = "import memory, sys; memory.peak_of = print; memory.write_validation(*map(memory.Path, 'ab'))"
+    assert told(f"{program}; print('torch' in sys.modules)").splitlines()[-1] == "False"
