@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -26,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
+STARTED_IN = dict(os.environ)
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 # torchrun shares its store with what it starts, so that processes started again could find the addresses of dead ones
 # there and wait for them (pytorch issue 135712).
@@ -129,11 +132,12 @@ def _live(script: str, argv: list[str], told: Path, environment: dict[str, str],
 def fork_server() -> ForkServerContext:
     """`multiprocessing` whose processes are forked; the first one starts the server, which imports torch and ours.
 
-    Their environment is that of the moment when the server started.
+    Their environment is that in which the tests were started, whatever a test has changed meanwhile.
     """
-    os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_TO_IMPORT)
+    with patch.dict(os.environ, STARTED_IN | ENVIRONMENT, clear=True):
+        forkserver.ensure_running()
     return context
 
 
