@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 
 import pytest
 from accelerate.state import AcceleratorState
+from transformers.utils import logging
 
 from modeling_elmo import ElmoConfig, ElmoModel
 
@@ -41,6 +42,14 @@ def tiny_config() -> ElmoConfig:
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loudness():
+    """Commands and examples, run in this process, quieten transformers: tests of what it tells would find nothing."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
 
 
 @pytest.fixture

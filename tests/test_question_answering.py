@@ -251,7 +251,6 @@ def test_a_batch_without_any_position_has_loss_0_and_is_told_of():
     model = make_reader().train()
     model.config.scalar_mix_l2 = 0.0
     nowhere = torch.full((4,), -100)
-    logging.get_logger("modeling_elmo.question_answering").setLevel("WARNING")
     with CaptureLogger(logging.get_logger("modeling_elmo.question_answering")) as captured:
         loss = model(**make_batch(model), start_positions=nowhere, end_positions=nowhere).loss
     assert loss == 0 and "encode pairs of (question, context)" in captured.out
