@@ -5,9 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Where this process keeps remote code. `transformers` reads it once, so it stands before the import.
-REMOTE_CODE = tempfile.TemporaryDirectory(prefix="remote_code_")
-os.environ["HF_MODULES_CACHE"] = REMOTE_CODE.name
+# Where this process keeps remote code and data sets. The libraries read it once, so it stands before their imports.
+CACHES = tempfile.TemporaryDirectory(prefix="caches_of_tests_")
+os.environ |= {"HF_MODULES_CACHE": f"{CACHES.name}/modules", "HF_DATASETS_CACHE": f"{CACHES.name}/datasets"}
 
 import torch
 

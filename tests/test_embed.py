@@ -210,7 +210,7 @@ def run(*arguments) -> int:
 def read_parquet(output: Path):
     from datasets import load_dataset
 
-    return load_dataset(str(output), split="train", cache_dir=str(output.parent / "cache")).with_format("numpy")
+    return load_dataset(str(output), split="train").with_format("numpy")
 
 
 def assert_same_parts(folder: Path, other: Path):

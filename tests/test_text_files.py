@@ -324,9 +324,8 @@ def test_parquet_files_are_read_in_memory_that_does_not_grow(tmp_path):
 
 
 @pytest.fixture
-def local_set(tmp_path, monkeypatch) -> str:
+def local_set(tmp_path) -> str:
     """A data set of two splits in a local folder."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "set"
     folder.mkdir()
     write_parquet(folder / "train.parquet", {"id": [1, 2, 3], "text": ["a\nb", None, "c\x00"], "note": ["d", "e", "f"]})
@@ -344,8 +343,7 @@ def test_data_sets_are_read_and_mended_as_files_are(local_set, streaming):
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_data_sets_without_known_types_are_read(tmp_path, monkeypatch, kind, streaming):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_data_sets_without_known_types_are_read(tmp_path, kind, streaming):
     text = {"jsonl": '{"n": 1, "text": "one"}\n{"n": 2, "text": "two"}\n', "csv": "n,text\n1,one\n2,two\n"}
     folder = tmp_path / "set"
     folder.mkdir()
