@@ -1,29 +1,17 @@
 """The scripts of `make demo`: the text that they train on, and what they show."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import demo_corpus
+import demo_words
 import pytest
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load(name: str):
-    """A script of examples/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-demo_corpus, demo_words = load("demo_corpus"), load("demo_words")
 
 
 def sentences(text: str) -> list[str]:
@@ -174,7 +162,7 @@ def test_words_are_shown_by_remote_code_alone(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Return a set of strings.\nThe handle of the set is not known.\nThey match the handle.\n" * 3)
     # The package cannot be imported: what loads the model is the code in its folder.
-    script = str(EXAMPLES / "demo_words.py")
+    script = demo_words.__file__
     code = "import runpy, sys; sys.modules['modeling_elmo'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, script, str(folder), str(text)]

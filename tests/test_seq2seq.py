@@ -1,14 +1,15 @@
 """ELMo as the encoder of transformers' EncoderDecoderModel, and the example that trains one."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import seq2seq
 import torch
 from finetuning_runs import save_pretrained
-from test_demo import load
 from transformers import (
     AutoModelForSeq2SeqLM,
     BertConfig,
@@ -16,6 +17,7 @@ from transformers import (
     EncoderDecoderModel,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
 )
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
@@ -120,49 +122,44 @@ def test_the_decoder_may_read_the_mix(elmo):
     torch.testing.assert_close(model.get_encoder()(**batch)[0], output.scalar_mix)
 
 
-@pytest.fixture
-def example():
-    return load("seq2seq")
-
-
-def test_words_are_misspelt_by_one_slip(example):
-    rng = example.random.Random(0)
-    slips = {example.misspell("word", rng) for _ in range(400)}
+def test_words_are_misspelt_by_one_slip():
+    rng = random.Random(0)
+    slips = {seq2seq.misspell("word", rng) for _ in range(400)}
     assert {"wrod", "wod", "wrd", "worrd", "woord", "wxrd", "woxd"} <= slips and all(w[0] == "w" for w in slips)
-    pairs = example.corrupted([["a", "longer", "sentence", "x2yz"]] * 400, rng, share=0.3)
+    pairs = seq2seq.corrupted([["a", "longer", "sentence", "x2yz"]] * 400, rng, share=0.3)
     assert {target != source for source, target in pairs} == {True, False}
     assert all((source[0], source[3]) == ("a", "x2yz") for source, _ in pairs)
     changed = sum(one != other for source, target in pairs for one, other in zip(source, target, strict=True))
     assert 170 < changed < 290  # about 0.3 of 800; a swap or a mistake may change nothing
 
 
-def test_pieces_are_runs_of_known_words(example):
+def test_pieces_are_runs_of_known_words():
     sentences = [["a", "b", "c", "?", "a", "b"], ["b", "c", "a", "b", "c", "a", "b", "c"]]
     expected = [["a", "b", "c"], ["b", "c", "a", "b", "c"], ["a", "b", "c"]]
-    assert example.pieces_of(sentences, {"a", "b", "c"}, shortest=3, longest=5) == expected
+    assert seq2seq.pieces_of(sentences, {"a", "b", "c"}, shortest=3, longest=5) == expected
 
 
 @pytest.mark.parametrize(
     "flag", ["--passes 0", "--batch_size 0", "--max_tokens 1", "--learning_rate -1", "--vocab_size 9"]
 )
-def test_numbers_that_cannot_be_are_told_at_once(flag, example, capsys):
+def test_numbers_that_cannot_be_are_told_at_once(flag, capsys):
     with pytest.raises(SystemExit):
-        example.main(["model", *flag.split()])
+        seq2seq.main(["model", *flag.split()])
     assert flag.split()[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, capsys):
+def test_the_example_learns_pairs_of_a_file(elmo, tmp_path, capsys):
     colours = {"rot": "red", "blau": "blue", "schwarz": "black"}
     lines = [f"{one} und {two}.\t{colours[one]} and {colours[two]} ." for one in colours for two in colours] * 12
     (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
     flags = {"passes": 60, "batch_size": 16, "learning_rate": 5e-3, "max_tokens": 12, "output_dir": tmp_path / "out"}
     argv = [str(elmo), str(tmp_path / "pairs.tsv")]
     argv += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    assert example.main(argv) == 0
+    assert seq2seq.main(argv) == 0
     told = capsys.readouterr().out
     assert "5 held-out pairs, words right: 100.0%" in told and "the source as it is: 25.0%" in told, told
     model = EncoderDecoderModel.from_pretrained(tmp_path / "out")
-    target = example.PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    target = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
     batch = ElmoTokenizer()(["schwarz und rot."], return_tensors="pt")
     assert target.decode(model.generate(**batch)[0], skip_special_tokens=True).strip() == "black and red ."
 
@@ -171,13 +168,13 @@ def test_the_example_learns_pairs_of_a_file(example, elmo, tmp_path, capsys):
     ("text", "told"),
     [(None, "cannot read"), ("a b\n" * 30, "pair 1 must be a source and a target"), ("a\tb\n" * 3, "has 3 pairs")],
 )
-def test_pairs_that_cannot_be_learned(example, elmo, tmp_path, capsys, text, told):
+def test_pairs_that_cannot_be_learned(elmo, tmp_path, capsys, text, told):
     if text is not None:
         (tmp_path / "pairs.tsv").write_text(text)
-    assert example.main([str(elmo), str(tmp_path / "pairs.tsv")]) == 2
+    assert seq2seq.main([str(elmo), str(tmp_path / "pairs.tsv")]) == 2
     assert told in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there(example, tmp_path, capsys):
-    assert example.main([str(tmp_path / "nothing")]) == 2
+def test_a_model_that_is_not_there(tmp_path, capsys):
+    assert seq2seq.main([str(tmp_path / "nothing")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err
