@@ -143,8 +143,7 @@ def test_thinning_changes_ids_only(write, monkeypatch, limit, share_limit, most)
     monkeypatch.setattr(corpus, "MAX_INDEXED_TYPES", share_limit)
     lines = random_lines(400, 3000)
     thinned, plain = (
-        Corpus(write(lines, max_indexed_types=some, hold_out_every=9), part)
-        for some, part in ((limit, HELD_OUT), (10**6, HELD_OUT))
+        Corpus(write(lines, max_indexed_types=some, hold_out_every=9), HELD_OUT) for some in (limit, 10**6)
     )
     assert thinned.has_repeated_types and not plain.has_repeated_types
     assert len(set(types_of(thinned))) < thinned.num_types

@@ -54,7 +54,7 @@ def test_forward(use, dtype, sides, rows, dim, keep, in_place, bound):
 def test_backward(use, dtype, sides, rows, dim):
     bound = 0.7
     gates = with_gaps(sides, rows, 4 * dim).sigmoid().to(dtype)
-    old, new, d_cell = with_gaps(sides, rows, dim), with_gaps(sides, rows, dim).clamp(-bound, bound), None
+    old, new = with_gaps(sides, rows, dim), with_gaps(sides, rows, dim).clamp(-bound, bound)
     d_output, d_last = with_gaps(sides, rows, dim, dtype=dtype), with_gaps(sides, rows, dim)
     results = []
     for taken in (False, True):

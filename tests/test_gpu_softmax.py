@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from test_gpu_recurrence import DEVICE, DTYPES
-from torch.nn import functional as F
 
 from modeling_elmo import language_model as module
 from modeling_elmo.gpu_softmax import exponentials, takes_softmax
@@ -69,8 +68,11 @@ def test_where_it_serves():
     assert not takes_softmax(torch.zeros(3, 4), 8), "not on a processor"
     if torch.cuda.is_available():
         assert not takes_softmax(torch.zeros(3, 4, device="cuda"), 8), "not in float32, where tensors are whole"
+
+
+def test_no_words_have_no_losses():
     losses = sampled_softmax_loss(
         torch.randn(0, 4), torch.zeros(0, dtype=torch.long), torch.randn(9, 4), torch.randn(9),
         Negatives(torch.tensor([1, 2]), 2), LogUniformSampler(9, 2),
     )  # fmt: skip
-    assert losses.shape == (0,) and F.relu(losses).sum() == 0
+    assert losses.shape == (0,)

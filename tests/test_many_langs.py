@@ -1,6 +1,7 @@
 """ELMoForManyLangs: a random model made, saved and run by its own package, against ours; and what cannot be read."""
 
 import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -51,8 +52,7 @@ def write_model(folder: Path, has_words: bool = True, **embedder) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config_path": "/home/someone/configs/cnn.json", "seed": 1}))
     (folder / "cnn.json").write_text(json.dumps(options))
-    chars = {symbol: number for number, symbol in enumerate(dict.fromkeys(CHARACTERS))} | {"\u3000": 40}
-    chars["\u3000"] = len(chars) - 1
+    chars = {symbol: number for number, symbol in enumerate(dict.fromkeys([*CHARACTERS, "\u3000"]))}
     words = {word: number for number, word in enumerate(WORDS)}
     (folder / "char.dic").write_text("".join(f"{symbol}\t{number}\n" for symbol, number in chars.items()))
     if has_words:
@@ -225,8 +225,7 @@ def test_damaged_models_are_told(tmp_path, capsys, how, message):
     assert main([str(folder), str(tmp_path / "ours")]) == 2
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(error)
+    assert re.search(message, error), error
     assert not (tmp_path / "ours").exists()
 
 
