@@ -20,7 +20,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -220,9 +221,9 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def bench_sizes(rounds: int, rows: int = 128):
+def bench_sizes(rounds: int):
     """Microseconds of a step in the kernels alone, at original's size: all at once, and each phase in a graph."""
-    dim, width = SIZES["original"]
+    (dim, width), rows = SIZES["original"], 128
     inputs, weight_ih, weight_hh, bias, weight_hr, hidden, cell = (x.detach() for x in make_layer(dim, width, rows))
     sizes, bounds = [rows] * STEPS, (3.0, 3.0)
     d_outputs, d_cell = torch.randn_like(inputs), torch.zeros_like(cell)
@@ -281,18 +282,15 @@ class CudnnLayer(nn.Module):
 def make_vocabulary(folder: Path, train_file: str) -> Path:
     """The words of a text by falling frequency, filled up to 800,000 with words that it does not have."""
     with gzip.open(train_file, "rt", encoding="utf-8") as lines:
-        counts: dict[str, int] = {}
-        for word in itertools.chain.from_iterable(map(str.split, lines)):
-            counts[word] = counts.get(word, 0) + 1
-    words = sorted(counts, key=lambda word: -counts[word])
-    words = ["<S>", "</S>", "<UNK>", *(word for word in words if word not in ("<S>", "</S>", "<UNK>"))]
+        counts = Counter(itertools.chain.from_iterable(map(str.split, lines)))
+    words = [*dict.fromkeys(["<S>", "</S>", "<UNK>", *(word for word, _ in counts.most_common())])]
     words += [f"filler{number}" for number in range(SOFTMAX_WORDS - len(words))]
     path = folder / "vocab.txt"
     path.write_text("\n".join(words[:SOFTMAX_WORDS]) + "\n", encoding="utf-8")
     return path
 
 
-def make_trainer(folder: Path, options: argparse.Namespace, lanes: int, steps: int, cudnn: bool):
+def make_trainer(folder: Path, options: argparse.Namespace, lanes: int, cudnn: bool):
     """A run of train.py with the original's model and optimizer, as train.py makes it."""
     from modeling_elmo.arguments import PretrainingArguments
     from modeling_elmo.pretraining import Pretrainer
@@ -300,7 +298,7 @@ def make_trainer(folder: Path, options: argparse.Namespace, lanes: int, steps: i
     args = PretrainingArguments(
         output_dir=str(folder / f"{lanes}_{cudnn}"), overwrite_output_dir=True, config_name="original",
         train_file=[options.train_file], validation_file=[options.train_file], pre_tokenized=True,
-        vocab_file=str(folder / "vocab.txt"), per_device_train_batch_size=lanes, max_steps=steps,
+        vocab_file=str(folder / "vocab.txt"), per_device_train_batch_size=lanes, max_steps=100_000,
         mixed_precision="bf16", data_cache_dir=str(folder / "cache"), logging_steps=1000, optim=options.optim,
         learning_rate=0.2 if options.optim == "adagrad" else 0.001,
     )  # fmt: skip
@@ -317,18 +315,9 @@ def make_trainer(folder: Path, options: argparse.Namespace, lanes: int, steps: i
     return trainer
 
 
-def step_times(trainer, number: int) -> float:
-    """Median seconds of a training step, measured over tens of them; the host runs ahead within ten."""
-    times = []
-    for _ in range(number // 10):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(10):
-            trainer.optimizer_step()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e4)
-    return median(times)
+def step_time(trainer) -> float:
+    """Mean seconds of ten training steps, within which the host runs ahead."""
+    return drain(trainer.optimizer_step() for _ in range(10)) / 10
 
 
 def bench_training(options: argparse.Namespace, folder: Path):
@@ -337,14 +326,14 @@ def bench_training(options: argparse.Namespace, folder: Path):
     for lanes in options.lanes:
         speeds = {}
         torch.cuda.reset_peak_memory_stats()
-        trainers = {False: make_trainer(folder, options, lanes, 100_000, False)}
-        step_times(trainers[False], 10)
+        trainers = {False: make_trainer(folder, options, lanes, False)}
+        step_time(trainers[False])
         memory = torch.cuda.max_memory_allocated() / 2**30  # before the other is there
-        trainers[True] = make_trainer(folder, options, lanes, 100_000, True)
+        trainers[True] = make_trainer(folder, options, lanes, True)
         times: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(1 + options.rounds):
             for cudnn, trainer in trainers.items():
-                seconds = step_times(trainer, 10)
+                seconds = step_time(trainer)
                 times[cudnn] += [seconds] if turn else []
         for cudnn, trainer in trainers.items():
             speeds[cudnn] = trainer.words_per_step / median(times[cudnn])
@@ -361,7 +350,7 @@ def bench_profile(options: argparse.Namespace, folder: Path):
     """Where the GPU's and the host's time of a training step goes."""
     from torch.profiler import ProfilerActivity, profile
 
-    trainer = make_trainer(folder, options, options.lanes[0], 100_000, False)
+    trainer = make_trainer(folder, options, options.lanes[0], False)
     for _ in range(5):
         trainer.optimizer_step()
     torch.cuda.synchronize()
@@ -376,7 +365,7 @@ def bench_profile(options: argparse.Namespace, folder: Path):
     trainer.folder.unlock()
 
 
-def bench_embedding(options: argparse.Namespace, rounds: int):
+def bench_embedding(options: argparse.Namespace):
     with gzip.open(options.train_file, "rt", encoding="utf-8") as lines:
         texts = [line.split() for line in itertools.islice(lines, options.sentences)]
     words = sum(map(len, texts))
@@ -398,15 +387,15 @@ def bench_embedding(options: argparse.Namespace, rounds: int):
     }
     for name, way in ways.items():
         way()
-        measured = [seconds for _ in range(rounds) if (seconds := way())]
-        print(f"{name:58} {words / median(measured):9,.0f}", flush=True)
+        print(f"{name:58} {words / median(way() for _ in range(options.rounds)):9,.0f}", flush=True)
     print()
 
 
-def drain(vectors) -> float:
+def drain(results: Iterable[object]) -> float:
+    """Seconds of the GPU until all are there."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    for _ in vectors:
+    for _ in results:
         pass
     end.record()
     end.synchronize()
@@ -450,7 +439,7 @@ def main():
         if "profile" in options.only:
             bench_profile(options, folder)
     if "embedding" in options.only:
-        bench_embedding(options, options.rounds)
+        bench_embedding(options)
 
 
 if __name__ == "__main__":
