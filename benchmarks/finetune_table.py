@@ -74,10 +74,11 @@ FEATURES = {
 def command(task: str, features: str, args: argparse.Namespace) -> list[str]:
     """The command of a cell."""
     cells = TASKS[task]
-    flags = f"{COMMON} {cells.flags.format(data=args.data, task=task)} {FEATURES[features]}"
-    fixed = f"--model_name_or_path {args.model} --output_dir {folder_of(task, features, args)} --disable_tqdm true"
+    flags = f"{COMMON} {cells.flags.format(data=shlex.quote(str(args.data)), task=task)} {FEATURES[features]}"
+    fixed = ["--model_name_or_path", str(args.model), "--output_dir", str(folder_of(task, features, args))]
+    flags += " --disable_tqdm true"
     flags += f" --bf16 {'false' if args.float32 else 'true'}" + " --use_cpu" * args.use_cpu
-    return ["python", cells.script, *shlex.split(fixed), *shlex.split(flags)]
+    return ["python", cells.script, *fixed, *shlex.split(flags)]
 
 
 def folder_of(task: str, features: str, args: argparse.Namespace) -> Path:
@@ -117,6 +118,7 @@ def main() -> int:
     parser.add_argument("--use_cpu", action="store_true")
     parser.add_argument("--float32", action="store_true", help="for a processor without products in bfloat16")
     args = parser.parse_args()
+    failed = False
     for task in args.tasks:
         for features in args.features:
             words = command(task, features, args)
@@ -124,13 +126,15 @@ def main() -> int:
                 print(shlex.join(words))
             elif args.run and measured(task, features, args) is None:
                 print(f"{task}, {features}", file=sys.stderr, flush=True)
-                with open(args.output.with_suffix(".log"), "a") as log:
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                with open(args.output.with_name(f"{args.output.name}.log"), "a") as log:
                     code = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, stdout=log, stderr=log).returncode
                 if code:
                     print(f"exit code {code}: see {log.name}", file=sys.stderr)
+                    failed = True
     if not args.commands:
         print(table(args))
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

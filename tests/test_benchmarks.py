@@ -1,9 +1,11 @@
 """What benchmarks/ measures runs: its opponents have to keep up with the models whose places they take."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
+import finetune_table
 import pytest
 import torch
 from conftest import TINY
@@ -52,3 +54,19 @@ def test_the_benchmark_of_memory_imports_nothing_large():
     """It would count in the memory of the processes that it starts."""
     program = "import memory, sys; memory.peak_of = print; memory.write_validation(*map(memory.Path, 'ab'))"
     assert told(f"{program}; print('torch' in sys.modules)").splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_table_whose_runs_fail_says_so(code, tmp_path, monkeypatch):
+    """Whatever its folders are called."""
+    commands = []
+    run = lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, code)  # noqa: E731
+    monkeypatch.setattr(finetune_table.subprocess, "run", run)
+    paths = [str(tmp_path / name) for name in ("my model", "my data", "new/table.v1")]
+    cell = ["--tasks", "wnut17", "--features", "+ ELMo", "--run"]
+    monkeypatch.setattr(sys, "argv", ["finetune_table.py", *paths, *cell])
+    assert finetune_table.main() == (code != 0)
+    given = dict(itertools.pairwise(commands[0]))
+    assert given["--model_name_or_path"] == paths[0] and given["--output_dir"] == f"{paths[2]}/wnut17/elmo"
+    assert given["--train_file"] == f"{paths[1]}/wnut17/train.jsonl.gz"
+    assert (tmp_path / "new" / "table.v1.log").is_file()
