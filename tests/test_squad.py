@@ -573,8 +573,6 @@ def test_thresholds_when_no_answer_is_best_everywhere():
 def test_all_of_squad_is_found_again(shared):
     """Right scores for the first answers give these, but where SQuAD has answers within words ("gold" in "golden")."""
     file = shared / "data" / "tasks" / "squad" / "validation.jsonl.gz"
-    if not file.is_file():
-        pytest.skip("needs SQuAD")
     report = SquadReport()
     questions = read_questions([str(file)], report)[:600]
     windows = make_windows(questions, ElmoTokenizer(), 384, 128, report)

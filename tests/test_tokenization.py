@@ -26,7 +26,6 @@ from modeling_elmo.char_rows import decode_rows, encode_words
 from modeling_elmo.rust_splitter import MAX_CHARACTERS
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
-SHARED = Path(__file__).parents[2] / "shared"
 VOCAB = ["<S>", "</S>", "<UNK>", "the", "cat", ",", "a\u2028b", "c\u0085d", "n't"]
 ODD_WORDS = [
     *[
@@ -764,10 +763,8 @@ def test_remote_code_in_a_clean_process(tmp_path):
 
 
 @pytest.mark.data
-def test_vocabulary_and_text_of_the_original_trainer():
-    folder = SHARED / "fixtures" / "bilm_tf_brown"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/fixtures")
+def test_vocabulary_and_text_of_the_original_trainer(shared):
+    folder = shared / "fixtures" / "bilm_tf_brown"
     words = gzip.decompress((folder / "vocab.txt.gz").read_bytes()).decode("utf-8").split("\n")[:-1]
     tokenizer = ElmoTokenizer(vocab=words, pre_tokenizer="whitespace")
     lines = gzip.decompress((folder / "heldout.txt.gz").read_bytes()).decode("utf-8").split("\n")[:200]
@@ -779,17 +776,11 @@ def test_vocabulary_and_text_of_the_original_trainer():
 
 
 @pytest.mark.data
-def test_rows_of_the_original_trainer():
-    path = SHARED / "fixtures" / "bilm_tf_training" / "ref_train_full.npz"
-    if not path.is_file():
-        pytest.skip("needs ../shared/fixtures")
-    words_of_shape = {}
-    with np.load(path) as reference:
-        for name in reference.files:
-            if name.endswith("tokens_characters"):
-                words_of_shape[name] = reference[name]
-    assert words_of_shape
-    for rows in words_of_shape.values():
+def test_rows_of_the_original_trainer(shared):
+    with np.load(shared / "fixtures" / "bilm_tf_training" / "ref_train_full.npz") as reference:
+        batches = [reference[name] for name in reference.files if name.endswith("tokens_characters")]
+    assert batches
+    for rows in batches:
         rows = rows.reshape(-1, 50).astype(np.int64) + 1
         special = (rows[:, 1] == 257) | (rows[:, 1] == 258)
         assert encode_words(decode_rows(rows[~special])).tolist() == rows[~special].tolist()
@@ -797,11 +788,8 @@ def test_rows_of_the_original_trainer():
 
 
 @pytest.mark.data
-def test_tokenised_corpus_stays_as_it_is():
-    path = SHARED / "data" / "pretrain" / "validation.txt.gz"
-    if not path.is_file():
-        pytest.skip("needs ../shared/data")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+def test_tokenised_corpus_stays_as_it_is(shared):
+    with gzip.open(shared / "data" / "pretrain" / "validation.txt.gz", "rt", encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
     tokenizer = ElmoTokenizer()
     same = [tokenizer.split_words(line) == line.split(" ") for line in lines]
