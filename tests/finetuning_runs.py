@@ -37,8 +37,8 @@ def change_weights(folder: Path, tensors: dict[str, torch.Tensor | None]):
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, file, {"format": "pt"})
 
 
-def save_pretrained(model: PreTrainedModel, folder: Path) -> Path:
-    """A pretrained model as train.py leaves it, with its tokenizer."""
+def save_pretrained(model: PreTrainedModel, folder: Path, tokenizer: ElmoTokenizer | None = None) -> Path:
+    """A model as train.py leaves it, with its tokenizer."""
     model.save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
+    (tokenizer or ElmoTokenizer()).save_pretrained(folder)
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 import demo_corpus
 import demo_words
 import pytest
+from finetuning_runs import save_pretrained
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
@@ -141,7 +142,6 @@ def test_word_in_context():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random model with a vocabulary of three words that are meant by misspelt ones."""
-    path = tmp_path_factory.mktemp("model")
     words = ["function", "argument", "exception", "set", "handle", "match", "a", "the", "of"]
     tokenizer = ElmoTokenizer().train_new_from_iterator([words], is_split_into_words=True)
     config = ElmoConfig(
@@ -152,9 +152,7 @@ def folder(tmp_path_factory):
         projection_dim=16,
         lm_vocab_size=tokenizer.lm_vocab_size,
     )
-    ElmoForPreTraining(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_pretrained(ElmoForPreTraining(config), tmp_path_factory.mktemp("model"), tokenizer)
 
 
 @pytest.mark.slow

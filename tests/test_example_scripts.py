@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuning_runs import save_pretrained
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -117,10 +118,7 @@ def bilm(tmp_path_factory) -> Path:
     model = ElmoModel(ElmoConfig(**SIZES))
     with torch.no_grad():
         model.word_encoder.projection.weight.mul_(40)
-    folder = tmp_path_factory.mktemp("bilm")
-    model.save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    return save_pretrained(model, tmp_path_factory.mktemp("bilm"))
 
 
 # ---- rows of data, by a source of random numbers

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from finetuning_runs import save_pretrained
 
 from modeling_elmo import ElmoConfig, ElmoModel, ElmoTokenizer, export
 from modeling_elmo.lstm_ops import naive_lstm, scan_lstm
@@ -83,11 +84,9 @@ def test_what_an_export_cannot_do_is_told(tiny_config):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    make_model(ElmoConfig(**TINY), cell_clip=0.1, proj_clip=0.05).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    model = make_model(ElmoConfig(**TINY), cell_clip=0.1, proj_clip=0.05)
+    return save_pretrained(model, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from finetuning_runs import save_pretrained
 from huggingface_hub import ModelCard
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
@@ -154,9 +155,8 @@ def test_code_runs_as_written(tmp_path, tiny_config, kind):
     sentences = ["The bank lent them money .", "It does n't rain ."]
     tokenizer = ElmoTokenizer().train_new_from_iterator(sentences)
     tiny_config.lm_vocab_size = tokenizer.lm_vocab_size
-    folder = tmp_path / "my-elmo"
-    (ElmoForPreTraining if kind == "pretrained" else ElmoModel)(tiny_config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model = (ElmoForPreTraining if kind == "pretrained" else ElmoModel)(tiny_config)
+    save_pretrained(model, tmp_path / "my-elmo", tokenizer)
     card = make_card(tiny_config) if kind == "pretrained" else converted(tiny_config, tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     # Another process that cannot import this package, as on the machine of somebody who reads the card.

@@ -15,6 +15,7 @@ import pyarrow
 import pytest
 import torch
 from conftest import TINY
+from finetuning_runs import save_pretrained
 from pyarrow import parquet
 from test_modeling import TABLE, make_model
 from transformers import BertConfig
@@ -42,13 +43,14 @@ def make_lm(**changes) -> ElmoForPreTraining:
     return make_model(cls=ElmoForPreTraining, lm_vocab_size=len(VOCAB), num_negative_samples=3, **changes)
 
 
+def saved(path: Path, model) -> Path:
+    return save_pretrained(model, path, ElmoTokenizer(vocab=VOCAB))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    make_lm().save_pretrained(path)
-    ElmoTokenizer(vocab=VOCAB).save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("model"), make_lm())
 
 
 @pytest.fixture(scope="module")
@@ -333,12 +335,6 @@ def test_scores_appear_whole_or_not_at_all(folder, corpus, tmp_path, monkeypatch
     monkeypatch.setattr(module, "score_batch", interrupted)
     assert run(folder, corpus, "--per_sentence", output, "--batch_words", 20) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
-
-
-def saved(path: Path, model) -> Path:
-    model.save_pretrained(path)
-    ElmoTokenizer(vocab=VOCAB).save_pretrained(path)
-    return path
 
 
 def spoilt_folder(kind: str, folder: Path, path: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuning_runs import save_pretrained
 from test_modeling import assert_close
 from test_sequence_classification import make_classifier
 from transformers import AutoTokenizer, pipeline
@@ -22,11 +23,9 @@ LABELS = ["contradiction", "neutral", "entailment"]
 def folder(tmp_path_factory) -> Path:
     """A classifier whose labels are those of entailment."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("classifier")
     ids = {label: number for number, label in enumerate(LABELS)}
-    make_classifier(id2label=dict(enumerate(LABELS)), label2id=ids).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    model = make_classifier(id2label=dict(enumerate(LABELS)), label2id=ids)
+    return save_pretrained(model, tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture(params=["folder", "objects"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from finetuning_runs import save_pretrained
 from test_modeling import make_model
 from torch.utils.data import ConcatDataset
 from transformers import pipeline
@@ -45,11 +46,8 @@ def make_pipeline(cls=Reader, **options) -> ElmoQuestionAnsweringPipeline:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    make_model(cls=ElmoForQuestionAnswering, head_dim=4).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    return save_pretrained(make_model(cls=ElmoForQuestionAnswering, head_dim=4), tmp_path_factory.mktemp("saved"))
 
 
 # ---- ways to it

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from finetuning_runs import change_weights
+from finetuning_runs import change_weights, save_pretrained
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo.sentence_embedding import main, make_sentence_transformer
@@ -21,9 +21,7 @@ SENTENCES = ["The cat sat on the mat .", "Yes .", "A longer one , with more word
 
 @pytest.fixture
 def folder(tiny_config, tmp_path) -> Path:
-    ElmoModel(tiny_config).save_pretrained(tmp_path / "elmo")
-    ElmoTokenizer().save_pretrained(tmp_path / "elmo")
-    return tmp_path / "elmo"
+    return save_pretrained(ElmoModel(tiny_config), tmp_path / "elmo")
 
 
 @pytest.mark.parametrize(("layer", "pooling"), [("scalar_mix", "mean"), (0, "max"), (1, "mean"), (-1, "mean")])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from finetuning_runs import save_pretrained
 from transformers import TokenClassificationPipeline, pipeline
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -50,11 +51,9 @@ def entities(results: list[dict]) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    for part in make_tagger(TAGS):
-        part.save_pretrained(folder)
-    return folder
+    model, tokenizer = make_tagger(TAGS)
+    return save_pretrained(model, tmp_path_factory.mktemp("saved"), tokenizer)
 
 
 # ---- ways to it

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning_runs import save_pretrained
 from safetensors.torch import load_file
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
@@ -27,20 +28,15 @@ def arguments(**values) -> PretrainingArguments:
 @pytest.fixture
 def published(tmp_path, tiny_config) -> Path:
     """A folder with a whole language model of 40 words."""
-    folder = tmp_path / "published"
-    ElmoForPreTraining(tiny_config).save_pretrained(folder)
-    counts = {f"word{i}": 100 - i for i in range(37)}
-    ElmoTokenizer().train_new_from_counts(counts).save_pretrained(folder)
-    return folder
+    tokenizer = ElmoTokenizer().train_new_from_counts({f"word{i}": 100 - i for i in range(37)})
+    return save_pretrained(ElmoForPreTraining(tiny_config), tmp_path / "published", tokenizer)
 
 
 @pytest.fixture
 def encoder_only(tmp_path, tiny_config) -> Path:
     """A folder as conversion leaves it where the softmax was not published."""
-    folder = tmp_path / "encoder"
-    ElmoModel(ElmoConfig.from_dict({**tiny_config.to_dict(), "lm_vocab_size": None})).save_pretrained(folder)
-    ElmoTokenizer().save_pretrained(folder)
-    return folder
+    tiny_config.lm_vocab_size = None
+    return save_pretrained(ElmoModel(tiny_config), tmp_path / "encoder")
 
 
 def equal(first: dict, second: dict) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from finetuning_runs import save_pretrained
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
 from modeling_elmo.convert import ConversionError, convert_to_allennlp
@@ -38,8 +39,7 @@ def saved(tiny_config, tmp_path):
     """A folder with a language model, and a text."""
     vocab = ["<S>", "</S>", "<UNK>", "It", "rains", ".", "Why", "?"]
     tiny_config.lm_vocab_size = len(vocab)
-    make_model(tiny_config, ElmoForPreTraining).save_pretrained(tmp_path / "elmo")
-    ElmoTokenizer(vocab=vocab).save_pretrained(tmp_path / "elmo")
+    save_pretrained(make_model(tiny_config, ElmoForPreTraining), tmp_path / "elmo", ElmoTokenizer(vocab=vocab))
     (tmp_path / "elmo" / "README.md").write_text("# A card\n")
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES * 10))
     return tmp_path
@@ -184,8 +184,7 @@ def test_mistakes_are_told_in_a_line(saved, tiny_config, capsys):
     from modeling_elmo import ElmoForTokenClassification
 
     (saved / "empty.txt").write_text("\n\n")
-    ElmoForTokenClassification(tiny_config).save_pretrained(saved / "tagger")
-    ElmoTokenizer().save_pretrained(saved / "tagger")
+    save_pretrained(ElmoForTokenClassification(tiny_config), saved / "tagger")
     for model, text, told in (
         ("elmo", "empty.txt", "no text with a word"),
         ("elmo", "absent.txt", "absent.txt"),

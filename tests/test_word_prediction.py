@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuning_runs import save_pretrained
 from tokenizers.normalizers import Lowercase
 from transformers import pipeline
 
@@ -30,9 +31,7 @@ def model(tiny_config) -> ElmoForPreTraining:
 
 @pytest.fixture
 def folder(model, tokenizer, tmp_path) -> Path:
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_pretrained(model, tmp_path / "model", tokenizer)
 
 
 def log_probs_by_losses(model, tokenizer, words: list[str], position: int) -> torch.Tensor:
