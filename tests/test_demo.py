@@ -1,14 +1,13 @@
 """The scripts of `make demo`: the text that they train on, and what they show."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import demo_corpus
 import demo_words
 import pytest
+from elsewhere import run_elsewhere
 from finetuning_runs import save_pretrained
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining
@@ -159,15 +158,8 @@ def folder(tmp_path_factory):
 def test_words_are_shown_by_remote_code_alone(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Return a set of strings.\nThe handle of the set is not known.\nThey match the handle.\n" * 3)
-    # The package cannot be imported: what loads the model is the code in its folder.
-    script = demo_words.__file__
-    code = "import runpy, sys; sys.modules['modeling_elmo'] = None; sys.argv = sys.argv[1:]; "
-    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, script, str(folder), str(text)]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONIOENCODING": "utf-8"}
-    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, env=environment)
-    assert run.returncode == 0, run.stderr
-    out = run.stdout
+    program = "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    out = run_elsewhere(program, tmp_path, demo_words.__file__, folder, text)
     assert "ElmoModel" in out and "9 sentences" in out
     assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 100
     neighbours = re.findall(r"^ +(-?\d\.\d\d) .*\[(\w+)\]", out, re.MULTILINE)

@@ -1,14 +1,12 @@
 """Uploading to the Hub and loading from there, against a stand-in of it on this machine (hub_stand_in.py)."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import run_elsewhere
 from finetuning_runs import run_script, save_pretrained
 from hub_stand_in import TOKEN, StandIn
 from huggingface_hub import ModelCard, constants
@@ -44,9 +42,6 @@ def finished(tmp_path, tiny_config) -> Path:
 
 
 CHILD = """
-import sys
-
-sys.modules["modeling_elmo"] = None
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -65,11 +60,8 @@ def load_elsewhere(hub: StandIn, tmp_path: Path, *names: str) -> list[torch.Tens
     """ELMo vectors of `TEXTS` from repositories, some "@" a commit, loaded by a process without this package."""
     home = tmp_path / "elsewhere"
     home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_MODULES_CACHE")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, str(home / "found.pt"), *TEXTS, *names]
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
+    run_elsewhere(CHILD, home, home / "found.pt", *TEXTS, *names, **variables)
     return torch.load(home / "found.pt")
 
 

@@ -2,16 +2,15 @@
 
 import copy
 import json
-import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
+from elsewhere import run_elsewhere
 from test_modeling import make_model, make_texts, pad
 from training_runs import fork_server
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
@@ -125,17 +124,8 @@ def test_two_processes_agree(saved):
 # ---- remote code
 
 CHILD = """
-import json, sys
+import json
 from pathlib import Path
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_elmo":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
 
 import torch
 import transformers
@@ -182,18 +172,8 @@ print(json.dumps(loaded))
 
 def run_without_the_package(source: Path, target: Path, data: Path, cwd: Path) -> list[list[str]]:
     """What a process that has never heard of `modeling_elmo` loads from all folders in `source`."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    cache = {"HF_HOME": str(cwd / "hf"), "HF_MODULES_CACHE": str(cwd / "modules")}
-    process = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", CHILD, source, target, data],
-        cwd=cwd,
-        env={**environment, **cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    told = run_elsewhere(CHILD, cwd, source, target, data, PYTHONWARNINGS="error::ResourceWarning")
+    return json.loads(told.splitlines()[-1])
 
 
 def test_every_folder_carries_all_code(saved):

@@ -1,14 +1,13 @@
 """ELMo in sentence-transformers: vectors against pooling by hand, folders as remote code, training with a loss."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from elsewhere import run_elsewhere
 from finetuning_runs import change_weights, save_pretrained
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
@@ -39,12 +38,11 @@ def test_vectors_are_those_of_the_words_pooled(folder, layer, pooling):
 def test_the_folder_loads_as_remote_code_in_a_process_without_this_package(folder, tmp_path):
     assert main([str(folder), str(tmp_path / "st"), "--layer", "1"]) == 0
     program = (
-        "import sys; sys.modules['modeling_elmo'] = None\n"
         "from sentence_transformers import SentenceTransformer\n"
         f"vectors = SentenceTransformer({str(tmp_path / 'st')!r}, trust_remote_code=True).encode({SENTENCES!r})\n"
         "import numpy; numpy.save(sys.argv[1], vectors)"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "out.npy")], check=True, cwd=tmp_path, timeout=300)
+    run_elsewhere(program, tmp_path, tmp_path / "out.npy")
     expected = make_sentence_transformer(folder, 1).encode(SENTENCES)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=0, atol=1e-6)
 

@@ -1,14 +1,12 @@
 """ELMo as the encoder of transformers' EncoderDecoderModel, and the example that trains one."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import seq2seq
 import torch
+from elsewhere import run_elsewhere
 from finetuning_runs import save_pretrained
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -26,10 +24,6 @@ START, END, PAD = 1, 2, 0
 SOURCES = ["good day", "bad day it is", "good", "bad"]
 TARGETS = [[5, 6, END], [7, 8, 9, END], [5, END], [7, END]]
 CHILD = """
-import sys
-
-sys.modules["modeling_elmo"] = None
-import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, EncoderDecoderModel
 
 elmo, folder = sys.argv[1:]
@@ -100,11 +94,7 @@ def test_from_two_folders_to_a_third(elmo, tmp_path, kind):
         logits = model(**batch, labels=labels).logits
         torch.testing.assert_close(loaded(**batch, labels=labels).logits, logits, rtol=0, atol=1e-5)
     if kind == "bert":
-        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", CHILD, str(elmo), str(tmp_path / "both")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.strip() == str([expected[1]])
+        assert run_elsewhere(CHILD, tmp_path, elmo, tmp_path / "both").strip() == str([expected[1]])
 
 
 def test_the_decoder_may_read_the_mix(elmo):

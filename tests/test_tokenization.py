@@ -3,11 +3,8 @@
 import copy
 import gzip
 import json
-import os
 import pickle
 import random
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from elsewhere import run_elsewhere
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
     DataCollatorForTokenClassification,
@@ -732,8 +730,6 @@ def test_save_and_load(tmp_path):
 
 
 REMOTE = """
-import sys
-sys.modules["modeling_elmo"] = None  # as if it were not installed
 from transformers import AutoTokenizer
 folder = sys.argv[1]
 for generation in range(2):
@@ -746,16 +742,7 @@ print(type(tokenizer).__name__, tokenizer.tokenize("a|b c"), tokenizer.lm_vocab_
 def test_remote_code_in_a_clean_process(tmp_path):
     tokenizer = ElmoTokenizer(vocab=VOCAB, pre_tokenizer=pre_tokenizers.CharDelimiterSplit("|"), max_word_length=20)
     tokenizer.save_pretrained(tmp_path / "0")
-    process = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path)],
-        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split("\n")[-2] == f"ElmoTokenizer ['a', 'b c'] {len(VOCAB)} 20"
+    assert run_elsewhere(REMOTE, tmp_path, tmp_path).split("\n")[-2] == f"ElmoTokenizer ['a', 'b c'] {len(VOCAB)} 20"
     assert ElmoTokenizer.from_pretrained(tmp_path / "2").lm_vocab == VOCAB
 
 
