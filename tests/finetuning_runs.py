@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -28,6 +29,16 @@ def command_line(flags: dict[str, object]) -> list[str]:
         if value is not None:
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return argv
+
+
+def assert_told(run: Callable[..., int], capsys: pytest.CaptureFixture, flags: dict[str, object], message: str):
+    """A run with these flags ends with code 2 and this message, and without a traceback."""
+    try:
+        code = run(**flags)
+    except SystemExit as error:  # by argparse
+        code = error.code
+    told = capsys.readouterr().err
+    assert code == 2 and message in told and "Traceback" not in told, told
 
 
 def change_weights(folder: Path, tensors: dict[str, torch.Tensor | None]):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetuning_runs import run_script, save_pretrained
+from finetuning_runs import assert_told, run_script, save_pretrained
 from test_modeling import make_model
 from training_runs import load_script
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
@@ -272,13 +272,7 @@ def test_bf16(run, tmp_path):
 )
 def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = run(**flags)
-    except SystemExit as error:  # by argparse
-        code = error.code
-    assert code == 2
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert_told(run, capsys, flags, message)
 
 
 @pytest.mark.parametrize(
