@@ -12,7 +12,7 @@ from conftest import TINY
 from opponents import Products, TorchLstm, plain_training_model, with_every_word
 from timing import interleaved, lanes
 
-from modeling_elmo import ElmoConfig
+from modeling_elmo import ElmoConfig, ElmoForPreTraining
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 SENTENCES = [["one", "sentence", "of", "six", "words", "."], ["and", "another"]] * 20
@@ -23,7 +23,8 @@ def test_a_training_step_of_the_opponents(every_word):
     config = ElmoConfig(**TINY)
     batch = lanes(SENTENCES, config, num_lanes=4, steps=5)
     if every_word:
-        batch = with_every_word(batch, config)
+        ours, distinct, batch = ElmoForPreTraining(config).eval(), batch, with_every_word(batch, config)
+        torch.testing.assert_close(ours(**batch).loss, ours(**distinct).loss)
     model = plain_training_model(config, every_word)
     loss = model(**batch).loss
     loss.backward()
