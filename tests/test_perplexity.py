@@ -3,11 +3,8 @@
 import gzip
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from conftest import TINY
 from finetuning_runs import save_pretrained
 from pyarrow import parquet
 from test_modeling import TABLE, make_model
+from training_runs import forked
 from transformers import BertConfig
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
@@ -406,10 +404,10 @@ def test_options_that_make_no_sense(options, folder, corpus, capsys):
     assert error.value.code == 2 and options[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_as_a_process(folder, corpus, model, tokenizer):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "modeling_elmo.perplexity", folder]
-    done = subprocess.run([*command, corpus, "--json"], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_as_a_process(folder, corpus, tmp_path, model, tokenizer):
+    """On the device of its choice."""
+    argv = [str(folder), str(corpus), "--json"]
+    code, told = forked(argv, tmp_path / "told", script="modeling_elmo.perplexity")
+    assert code == 0, told
     expected = perplexity(model, tokenizer, LINES).to_dict()
-    assert json.loads(done.stdout) == pytest.approx(expected, rel=1e-5)
+    assert json.loads(told.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)
