@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from tokenizers.normalizers import NFC
-from training_runs import ROOT, flags, forked, log_of, same_weights, timeless_log
+from training_runs import ROOT, flags, log_of, same_weights, timeless_log
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo import ElmoForPreTraining, ElmoTokenizer
@@ -109,23 +109,6 @@ def test_an_interrupted_run_ends_as_one_that_was_not(run, folder, tmp_path, opti
 def test_the_last_checkpoints_are_kept(run, folder, tmp_path):
     run(*flags(folder, tmp_path / "out", save_steps=1, save_total_limit=3))
     assert [path.name for path in checkpoints_of(tmp_path / "out")] == [f"checkpoint-{n}" for n in (6, 7, 8)]
-
-
-def test_two_processes_train_as_one_with_twice_the_lanes(folder, tmp_path):
-    """Same global batch, no dropout: the same losses."""
-    logs = []
-    for processes in (1, 2):
-        output = tmp_path / str(processes)
-        argv = flags(
-            folder, output, config_overrides="dropout=0.0", per_device_train_batch_size=8 // processes, max_steps=6
-        )
-        code, told = forked(argv, tmp_path / "told", processes)
-        assert code == 0, told
-        logs.append(log_of(output))
-    assert "on 2 x cpu" in told
-    for one, two in zip(*logs, strict=True):
-        for name in set(one) - {"words_per_second"}:
-            assert one[name] == pytest.approx(two[name], rel=1e-5), name
 
 
 def test_bf16_stays_near_to_float32(run, folder, tmp_path):
