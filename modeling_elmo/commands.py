@@ -105,4 +105,9 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         check()  # another command may have written it meanwhile
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except BaseException:  # an interruption, too
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise

@@ -1,5 +1,6 @@
 """What is trained, and by what: the model that the arguments name, its optimizer and schedule."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,10 @@ def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
         raise ArgumentsError(f"no configuration {args.config_name!r}: give a config.json or one of {known}")
     try:
-        config = ElmoConfig.from_json_file(path)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("model_type", ElmoConfig.model_type) != ElmoConfig.model_type:
+            raise ValueError(f"it is that of another model, of type {values['model_type']!r}")
+        config = ElmoConfig(**values)
         if args.config_overrides:
             config.update_from_string(args.config_overrides)
         values = {**config.to_dict(), "lm_vocab_size": lm_vocab_size}

@@ -87,6 +87,17 @@ def test_a_new_folder_takes_the_place_of_an_empty_one_and_of_what_it_may_replace
     assert [path.name for path in target.iterdir()] == ["mine"] and list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "old").touch()
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if path.name == "new" else rename(path, to))
+    with pytest.raises(ZeroDivisionError), new_folder(target, replace=True):
+        pass
+    assert [path.name for path in target.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [target]
+
+
 def test_a_new_folder_leaves_one_alone_that_came_meanwhile(tmp_path):
     target = tmp_path / "result"
     with pytest.raises(FileExistsError, match="choose another"), new_folder(target):

@@ -79,6 +79,12 @@ def test_what_cannot_be_started_from_is_named(published, tmp_path):
         arguments(model_name_or_path=str(published), config_overrides="dropout=0.5")
 
 
+def test_a_configuration_of_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
+    with pytest.raises(ArgumentsError, match="that of another model, of type 'bert'"):
+        make_model(arguments(config_name=str(tmp_path / "config.json")), 6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
