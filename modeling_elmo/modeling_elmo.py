@@ -83,6 +83,12 @@ class ElmoPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"scalar_mix\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"scalar_mix\.", r"lm_head\.", r"lstm\.initial_"]  # noqa: RUF012
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Three texts of five words, as transformers' own models have them for whoever runs one to look at it."""
+        row = (self.config.row_length,) if self.config.cnn_filters else ()
+        return {"input_ids": torch.ones(3, 5, *row, dtype=torch.long, device=self.device)}
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Custom code is taken for done where a module has no parameter of its own, but ours fills its children's.
         super()._initialize_weights(module)

@@ -304,6 +304,12 @@ def test_inputs_embeds_equal_input_ids(changes):
     assert_close(model(inputs_embeds=embeds[1:]).scalar_mix, model(ids[1:]).scalar_mix)
 
 
+@pytest.mark.parametrize("changes", [{}, TABLE], ids=str)
+def test_dummy_inputs_are_inputs(changes):
+    model = make_model(**changes)
+    assert model(**model.dummy_inputs).scalar_mix.shape == (3, 5, 12)
+
+
 def test_word_vectors_of_another_type_are_cast_to_that_of_the_weights():
     model = make_model(torch.bfloat16, **TABLE)
     vectors = torch.randn(2, 5, 6)
