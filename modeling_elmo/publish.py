@@ -30,6 +30,12 @@ LEFT_OUT = [
 ]
 
 
+# What an earlier version may have left there, and this one may lack: transformers would load it.
+REPLACED = [*("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"), "tokenizer.json"]
+REPLACED += ["vocab.txt", "char_vocab.json", "word_vocab.json"]
+WRITER = "take one with the role 'write', or a name of your own"
+
+
 class PublishError(ValueError):
     """What cannot be published; the message names it and the way out."""
 
@@ -41,7 +47,7 @@ def check_destination(repo_id: str) -> str:
         The whole id, with the user's name in front if `repo_id` has none.
 
     Raises:
-        PublishError: no valid id, no token or one that is not valid, or no connection.
+        PublishError: no valid id, no token, one that is not valid or may not write there, or no connection.
     """
     try:
         validate_repo_id(repo_id)
@@ -51,18 +57,31 @@ def check_destination(repo_id: str) -> str:
         raise PublishError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(library_name="modeling_elmo")
     try:
-        user = api.whoami()["name"]
+        user = api.whoami()
     except (HTTPError, OSError) as error:
-        raise PublishError(_explain(error, repo_id, api.endpoint)) from error
-    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        raise PublishError(explain(error, repo_id)) from error
+    whole_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
+    role = user.get("auth", {}).get("accessToken", {}).get("role")  # of finer ones only an upload can tell
+    places = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+    if role == "read" or (role == "write" and whole_id.split("/")[0] not in places):
+        raise PublishError(f"this token may not write to {whole_id}: {WRITER}")
+    return whole_id
 
 
-def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> str:
-    """Upload a finished folder; the repository is made if there is none.
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Upload a finished folder, in place of an earlier version; the repository is made if there is none.
 
     Args:
         repo_id: as `check_destination` gives it.
         private: whether a new repository is private; `None`: as the owner's settings say.
+        token: another than that of `hf auth login` or HF_TOKEN.
+        revision: another branch than "main".
 
     Returns:
         The address of the model's page.
@@ -73,7 +92,7 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> st
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise PublishError(f"{folder} is no finished folder: it needs a config.json and weights in *.safetensors")
-    api = HfApi(library_name="modeling_elmo")
+    api = HfApi(library_name="modeling_elmo", token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
@@ -81,16 +100,18 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None) -> st
             folder_path=folder,
             allow_patterns=list(TAKEN),
             ignore_patterns=list(LEFT_OUT),
+            delete_patterns=list(REPLACED),
+            revision=revision,
             commit_message=f"Upload {folder.name}",
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two: of single files
         way_out = f"python -m modeling_elmo.publish {folder} {repo_id}{' --private' * bool(private)} tries again"
-        raise PublishError(f"{_explain(error, repo_id, api.endpoint)}; {folder} is complete: {way_out}") from error
+        raise PublishError(f"{explain(error, repo_id)}; {folder} is complete: {way_out}") from error
     return str(url)
 
 
-def _explain(error: Exception, repo_id: str, endpoint: str) -> str:
-    """One sentence of what went wrong."""
+def explain(error: Exception, repo_id: str = "that repository") -> str:
+    """One sentence of what went wrong with the Hub, or the error's own."""
     cause: BaseException = error
     while not isinstance(cause, (HTTPError, OSError)) and cause.__cause__ is not None:
         cause = cause.__cause__
@@ -98,13 +119,13 @@ def _explain(error: Exception, repo_id: str, endpoint: str) -> str:
         return "HF_HUB_OFFLINE is set: unset it to upload"
     if not isinstance(cause, HfHubHTTPError):
         if isinstance(cause, (HTTPError, ConnectionError)):
-            return f"no connection to {endpoint} ({cause})"
+            return f"no connection to {HfApi().endpoint} ({cause})"
         return str(error)
     status, told = cause.response.status_code, cause.server_message or str(cause).strip().splitlines()[-1]
     if status == 401:
         return "the Hub does not know this token: run `hf auth login`, or correct HF_TOKEN"
     if status == 403:
-        return f"this token may not write to {repo_id} ({told}): take one with the role 'write', or a name of your own"
+        return f"this token may not write to {repo_id} ({told}): {WRITER}"
     return f"the Hub answered {status}: {told}"
 
 

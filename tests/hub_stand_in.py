@@ -57,6 +57,7 @@ class StandIn(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # of LFS, by SHA-256
         self.broken: str | None = None  # requests that begin so, as in "PUT /lfs", fail
+        self.role: str | None = None  # what the token may do, if it tells
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -122,7 +123,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def whoami(self) -> dict[str, Any]:
         self.authorize()
-        return {"type": "user", "name": "me", "orgs": []}
+        answer = {"type": "user", "name": "me", "orgs": [{"name": "mine"}]}
+        return answer | ({"auth": {"accessToken": {"role": self.server.role}}} if self.server.role else {})
 
     # --- upload -------------------------------------------------------------------------------------------------------
 
@@ -174,6 +176,8 @@ class Handler(BaseHTTPRequestHandler):
             elif key == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
                 repository.lfs_paths.add(value["path"])
+            elif key == "deletedFile":
+                del files[value["path"]]
             elif key != "header":
                 raise Refusal(400, message=f"the stand-in has no {key}")
         oid = hashlib.sha1(self.body + repository.head.encode()).hexdigest()
@@ -192,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.repository(repo_id)
         files = repository.commits[self._commit(repository, revision)]
         inside = {path: data for path, data in files.items() if path.startswith(f"{folder}/" if folder else "")}
-        if not inside:
+        if folder and not inside:
             raise Refusal(404, "EntryNotFound", "Entry not found")
         return [{"type": "file", "path": path, "size": len(data), "oid": _etag(data)} for path, data in inside.items()]
 
