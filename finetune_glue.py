@@ -136,6 +136,7 @@ def make_task(name: str, args: GlueArguments) -> Task:
         test={split: first(table, args.max_predict_samples) for split, table in data.test.items()},
         compute_metrics=scorer(data.metrics if names is not None else ("spearmanr", "pearson")),
         best_metric=data.metrics[0] if names is not None else "spearmanr",
+        pipeline_tag="text-classification",
         write_predictions=partial(write_predictions, names),
     )
 

@@ -152,6 +152,7 @@ def make_task(name: str, args: NerArguments) -> Task:
         test={"test": data["test"]} if "test" in data else {},
         compute_metrics=scorer(labels, args.return_entity_level_metrics),
         best_metric="f1" if are_chunks(labels) else "accuracy",
+        pipeline_tag="token-classification",
         write_predictions=partial(write_predictions, labels),
     )
 

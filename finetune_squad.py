@@ -189,6 +189,7 @@ def make_task(name: str, args: SquadArguments) -> Task:
         test={"test": data["test"]} if "test" in data else {},
         compute_metrics=answers.compute_metrics,
         best_metric="f1",
+        pipeline_tag="question-answering",
         write_predictions=answers.write,
     )
 

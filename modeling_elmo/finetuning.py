@@ -31,8 +31,10 @@ from .configuration_elmo import ElmoConfig
 from .finetuning_arguments import FinetuningArguments, told_in_a_line
 from .layer_cache import CachedCollator, LayerCache
 from .loading import MismatchError, load_config, load_model
+from .model_card import count_parameters, finetuned_card, write_card
 from .modeling_elmo import ElmoScalarMix
 from .processes import on_all, on_main
+from .publish import publish
 from .task_layers import ElmoTaskModel, used_layers
 from .text_files import DataError
 from .tokenization_elmo import ElmoTokenizer
@@ -42,6 +44,12 @@ logger = logging.get_logger(__name__)
 Metrics = dict[str, float]
 # Metrics that tell how fast it went.
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos", "preparation_time")
+# Of the head and its training, what its card tells.
+HEAD_RECIPE = ("head", "feature_layers", "concat_word_vectors", "scalar_mix_layer_norm")
+RECIPE = (
+    *("features", "finetune_bilm", "feature_dropout", "head_dropout", "learning_rate", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "weight_decay", "seed"),
+)
 LAST = ("last", "true", "True")  # of --resume_from_checkpoint
 CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
 
@@ -257,6 +265,7 @@ class Task:
         test: likewise by name; it may have no labels.
         compute_metrics: from an `EvalPrediction` to named numbers.
         best_metric: the one that decides.
+        pipeline_tag: the Hub's name of such tasks.
         write_predictions: called with split, data set, `PredictionOutput` and folder, for each split predicted.
     """
 
@@ -269,6 +278,7 @@ class Task:
     test: dict[str, Dataset]
     compute_metrics: Callable[[Any], Metrics]
     best_metric: str
+    pipeline_tag: str
     write_predictions: Callable[[str, Dataset, Any, Path], None]
 
 
@@ -310,13 +320,15 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
         )
     trainer.data_collator = with_cache(args, model, task.collate, [*([train] if train else []), *splits.values()])
     metrics: Metrics = {}
+    scores: dict[str, Metrics] = {}
     if train is not None:
         metrics.update(_trained(trainer, checkpoint))
         trainer.save_model()
         trainer.save_state()
     for split, dataset in splits.items():
         output = trainer.predict(dataset, metric_key_prefix=split)  # type: ignore[arg-type]
-        metrics.update(_of_labels(output.metrics or {}, split))
+        scores[split] = _of_labels(output.metrics or {}, split)
+        metrics.update(scores[split])
         if trainer.is_world_process_zero():
             task.write_predictions(split, dataset, output, folder)
     layers, weights = used_layers(model.config), model.layer_weights()
@@ -326,7 +338,37 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
             metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
         write_json(folder / "all_results.json", metrics)
         write_json(folder / "layer_weights.json", {"layers": layers, **weights})
+        if train is not None:
+            _share(task, trainer, scores)
     return Result(task.name, args.seed, metrics, layers, weights)
+
+
+def _share(task: Task, trainer: ElmoTrainer, scores: Mapping[str, Metrics]):
+    """Write the card of what was trained, and upload the folder again if that was asked for: now it has all results."""
+    args, model = cast(FinetuningArguments, trainer.args), cast(ElmoTaskModel, trainer.model)
+    folder = Path(str(args.output_dir))
+    parameters = count_parameters(model.state_dict())
+    parameters["head"] = model.num_parameters() - sum(parameters.values())
+    card = finetuned_card(
+        model.config,
+        repo_name=trainer.hub_model_id or folder.resolve().name,
+        parameters=parameters,
+        pipeline_tag=task.pipeline_tag,
+        base_model=str(args.model_name_or_path),
+        data_name=task.name,
+        recipe={
+            **{name: getattr(model.config, name) for name in HEAD_RECIPE},
+            **{name: getattr(args, name) for name in RECIPE},
+        },
+        scores={
+            split: {n.removeprefix(f"{split}_"): value for n, value in of_split.items() if not n.endswith(SPEEDS)}
+            for split, of_split in scores.items()
+        },
+    )
+    write_card(folder, card)
+    if args.push_to_hub:
+        trainer._finish_current_push()
+        publish(folder, str(trainer.hub_model_id), args.hub_private_repo, args.hub_token, args.hub_revision)
 
 
 def _new_model(task: Task, args: FinetuningArguments) -> ElmoTaskModel:

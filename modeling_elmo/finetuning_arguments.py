@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from .arguments import ArgumentsError, flag
 from .commands import one_line
+from .publish import explain
 
 FEATURES = ("elmo", "layer_0", "random")
 
@@ -22,8 +23,8 @@ def told_in_a_line() -> Iterator[None]:
     try:
         yield
     except (HTTPError, ImportError, OSError, RuntimeError, ValueError) as error:
-        place = "--push_to_hub: " if isinstance(error, HTTPError) else ""
-        raise ArgumentsError(place + one_line(error)) from error
+        text = f"--push_to_hub: {explain(error)}" if isinstance(error, HTTPError) else str(error)
+        raise ArgumentsError(one_line(text)) from error
 
 
 @dataclass

@@ -2,6 +2,7 @@
 plot of the layers' weights."""
 
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from .finetuning_arguments import FinetuningArguments
 from .freed_memory import keep_freed_memory
 from .loading import LoadingError
 from .processes import on_main
+from .publish import PublishError, explain
 from .text_files import DataError
 
 Arguments = TypeVar("Arguments", bound=FinetuningArguments)
@@ -151,11 +153,15 @@ def run_script(
         results = run_all(make, names, args, trainer_class)
         if args.process_index == 0:
             print(report(results, Path(str(args.output_dir))))
-    except (ArgumentsError, DataError, LoadingError) as error:
+    except (ArgumentsError, DataError, LoadingError, PublishError) as error:
         if os.environ.get("RANK", "0") == "0":  # each process has the same
             print(f"{script}: {error}", file=sys.stderr)
         return 2
-    except (OSError, SafetensorError) as error:  # of a full disk
-        print(f"{script}: {one_line(error)}; --resume_from_checkpoint last goes on", file=sys.stderr)
+    except (OSError, SafetensorError) as error:  # of a full disk, or of the Hub
+        print(f"{script}: {one_line(explain(error))}; --resume_from_checkpoint last goes on", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{script}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0

@@ -42,9 +42,7 @@ whose files you have read, `revision="<commit>"`, so that no later one runs.
 
 ## Limitations
 
-The model knows only the kind of text that it was trained on, including its errors and prejudices, and its vectors are
-of little use for other languages and weaker for other domains. It is made to give features to other models, not to
-write text or to judge facts.
+{limitations}
 
 ## Citation
 
@@ -55,6 +53,30 @@ write text or to judge facts.
 
 NEW_MIX = "The weights of the sum (`model.scalar_mix`) are equal at first and are meant to be learned with the task."
 LEARNT_MIX = "The weights of the sum (`model.scalar_mix`) are those that were learned where these weights come from."
+
+LEARNT_LAYERS = "The head reads a weighted sum of the ELMo's layers; its weights are in `layer_weights.json`."
+
+LIMITATIONS = """The model knows only the kind of text that it was trained on, including its errors and prejudices, and
+its vectors are of little use for other languages and weaker for other domains. It is made to give features to other
+models, not to write text or to judge facts."""
+
+TUNED_LIMITATIONS = """The model knows only the kinds of text that it was pretrained and fine-tuned on, including their
+errors and prejudices, and is of little use for other languages and weaker for other domains."""
+
+TUNED_USAGE = {
+    "text-classification": """from transformers import pipeline
+
+classify = pipeline("text-classification", "{name}", trust_remote_code=True)  # {name_is}
+print(classify("Here a text ."))  # and a pair: {{"text": "Here one .", "text_pair": "And here the other ."}}""",
+    "token-classification": """from transformers import pipeline
+
+tag = pipeline("token-classification", "{name}", trust_remote_code=True, aggregation_strategy="simple")  # {name_is}
+print(tag("Anna lives in Berlin ."))""",
+    "question-answering": """from transformers import pipeline
+
+answer = pipeline("question-answering", "{name}", trust_remote_code=True)  # {name_is}
+print(answer(question="Where does Anna live?", context="Anna lives in Berlin ."))""",
+}
 
 USAGE = """import torch
 from transformers import AutoModel, AutoTokenizer
@@ -148,6 +170,7 @@ def model_card(
             "Recipe": f"{recipe_table}\n\nWhatever is not listed had the default of `train.py`.",
         },
         citations=[PETERS],
+        usage=USAGE + LANGUAGE_MODEL_USAGE,
     )
 
 
@@ -182,8 +205,60 @@ def converted_card(
         origin="converted from published weights by",
         sections={"Source": f"Files of {source_format}:\n\n{files}"},
         citations=[PETERS] if has_byte_spelling else [PETERS, CHE],
-        has_learnt_mix=has_learnt_mix,
-        has_vocabulary=has_vocabulary,
+        usage=USAGE + (LANGUAGE_MODEL_USAGE if "softmax" in parameters and has_vocabulary else ""),
+        mix=LEARNT_MIX if has_learnt_mix else NEW_MIX,
+    )
+
+
+def finetuned_card(
+    config,
+    *,
+    repo_name: str,
+    parameters: Mapping[str, int],
+    pipeline_tag: str,
+    base_model: str,
+    data_name: str,
+    recipe: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, float]],
+) -> str:
+    """The text of a fine-tuned model's README.md.
+
+    Args:
+        config, repo_name, parameters: as for `model_card`.
+        pipeline_tag: the Hub's name of the task, such as "token-classification".
+        base_model: the folder or Hub name of the ELMo that was fine-tuned; of a folder only the last part is told.
+        data_name: what the data are called.
+        recipe: options of the head and of its training.
+        scores: for each split that was scored, the value of each metric.
+    """
+    is_folder = Path(base_model).exists()
+    base = (
+        f"`{Path(base_model).resolve().name}`" if is_folder else f"[{base_model}](https://huggingface.co/{base_model})"
+    )
+    results = [
+        EvalResult(
+            task_type=pipeline_tag, dataset_type=data_name, dataset_name=data_name, dataset_split=split,
+            metric_type=metric, metric_value=round(value, 4),
+        )
+        for split, of_split in scores.items()
+        for metric, value in of_split.items()
+    ]  # fmt: skip
+    told = {"pipeline_tag": pipeline_tag, "eval_results": results, "base_model": None if is_folder else base_model}
+    rows = [(split, metric, f"{value:.4f}") for split, of_split in scores.items() for metric, value in of_split.items()]
+    return render(
+        config,
+        repo_name,
+        parameters,
+        metadata=metadata(repo_name, None, None, **told),
+        origin=f"fine-tuned from {base} on {data_name} by",
+        sections={
+            "Results": table(["split", "metric", ""], rows) if rows else "Nothing was scored.",
+            "Recipe": table(["option", "value"], [(f"`{name}`", f"`{value}`") for name, value in recipe.items()]),
+        },
+        citations=[PETERS] if config.char_padding_id == PADDING else [PETERS, CHE],
+        usage=TUNED_USAGE[pipeline_tag],
+        mix=LEARNT_LAYERS,
+        limitations=TUNED_LIMITATIONS,
     )
 
 
@@ -195,11 +270,12 @@ def render(
     origin: str,
     sections: Mapping[str, str],
     citations: Iterable[str],
-    has_learnt_mix: bool = False,
-    has_vocabulary: bool = True,
+    usage: str = USAGE,
+    mix: str = NEW_MIX,
+    limitations: str = LIMITATIONS,
 ) -> str:
     """What every card says, around what it says of one model."""
-    usage = USAGE.format(
+    usage = usage.format(
         name=name,
         name_is="its id on the Hub" if "/" in name else "this folder, or the id of its copy on the Hub",
         hidden_size=config.hidden_size,
@@ -210,8 +286,9 @@ def render(
         metadata=metadata,
         name=name,
         origin=origin,
-        usage=usage + (LANGUAGE_MODEL_USAGE if "softmax" in parameters and has_vocabulary else ""),
-        mix=LEARNT_MIX if has_learnt_mix else NEW_MIX,
+        usage=usage,
+        mix=mix,
+        limitations=limitations,
         reads="reads words as characters" if config.cnn_filters else "looks words up in a table",
         sections="\n\n".join(f"## {title}\n\n{text}" for title, text in {**architecture, **sections}.items()),
         citations="\n\n".join(citations),
@@ -236,17 +313,10 @@ def source_row(file: Path) -> tuple[str, str, str]:
     return f"`{file.name}`", f"{file.stat().st_size:,}", f"`{digest}`"
 
 
-def metadata(repo_name: str, license: str | None, language: str | None, **results: Any) -> str:
+def metadata(repo_name: str, license: str | None, language: str | None, **more: Any) -> str:
     """The card's YAML, without the lines of dashes around it."""
-    return ModelCardData(
-        model_name=repo_name.split("/")[-1],
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        license=license,
-        language=language,
-        tags=list(TAGS),
-        **results,
-    ).to_yaml()
+    told = {"pipeline_tag": "feature-extraction", "license": license, "language": language, "tags": list(TAGS), **more}
+    return ModelCardData(model_name=repo_name.split("/")[-1], library_name="transformers", **told).to_yaml()
 
 
 def held_out_results(data: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:

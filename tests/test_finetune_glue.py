@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,6 +13,7 @@ import torch
 from conftest import TINY
 from datasets import ClassLabel, Dataset
 from finetuning_runs import assert_told, change_weights, command_line, run_script, save_pretrained
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -344,6 +346,12 @@ def test_a_full_disk_is_told(run, monkeypatch, capsys):
     assert "cannot be written: unexpected pos 40448; --resume_from_checkpoint" in capsys.readouterr().err
 
 
+def test_control_c_is_told(run, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.Trainer.training_step", Mock(side_effect=KeyboardInterrupt))
+    assert run() == 128 + signal.SIGINT
+    assert capsys.readouterr().err.endswith("finetune_glue.py: stopped\n")
+
+
 def test_a_finished_model_keeps_its_labels(run, data, tmp_path, capsys):
     """Whatever the order in which other data have them, as names or as ids, or without any."""
     names = ["sad", "glad"]  # not in the order of the alphabet
@@ -523,7 +531,8 @@ def test_a_hub_out_of_reach(run, monkeypatch, capsys):
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
     assert run(push_to_hub="true") == 2
-    assert capsys.readouterr().err == "finetune_glue.py: --push_to_hub: no route to host\n", "no layers were computed"
+    told = capsys.readouterr().err
+    assert told == f"finetune_glue.py: --push_to_hub: no connection to {ENDPOINT} (no route to host)\n", "at once"
 
 
 def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):

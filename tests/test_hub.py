@@ -14,6 +14,7 @@ from test_remote_code import REMOTE_FILES
 from training_runs import flags, load_script
 
 from modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoTokenizer, convert
+from modeling_elmo.publish import PublishError, check_destination
 from modeling_elmo.publish import main as publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>'")  # of huggingface_hub's uploads
@@ -184,6 +185,32 @@ def test_told_before_the_work(hub, legacy, dst, monkeypatch, capsys, repo_id, en
     assert not dst.exists() and not hub.repositories
 
 
+def test_a_version_takes_the_place_of_another(hub, finished, tmp_path):
+    """Nothing is left that transformers would load instead: whole weights, shards, vocabularies."""
+    other = save_pretrained(ElmoForPreTraining.from_pretrained(finished), tmp_path / "other")
+    ElmoForPreTraining.from_pretrained(finished).save_pretrained(other, max_shard_size="4KB")
+    (other / "vocab.txt").write_text("<S>\n</S>\n<UNK>\n")
+    (finished / "note.md").write_text("kept")
+    for folder in (finished, other, finished):
+        assert publish([str(folder), "me/mine"]) == 0
+        files = {file.name for file in folder.iterdir()} | {"note.md"}
+        assert set(hub.repositories["me/mine"].files) == files
+
+
+@pytest.mark.parametrize(
+    ("role", "owner", "fits"),
+    [("read", "me", False), ("write", "me", True), ("write", "mine", True), ("write", "other", False),
+     ("fineGrained", "other", True)],
+)  # fmt: skip
+def test_tokens_that_may_not_write_are_told_before_the_work(hub, role, owner, fits):
+    hub.role = role
+    if fits:
+        assert check_destination(f"{owner}/x") == f"{owner}/x"
+    else:
+        with pytest.raises(PublishError, match=f"this token may not write to {owner}/x: take one with the role"):
+            check_destination(f"{owner}/x")
+
+
 def test_told_after_the_work(hub, finished, legacy, dst, monkeypatch, capsys):
     """What only an upload finds out; the folder is whole, and the sentence says how to try again."""
     assert convert.main([str(legacy), str(dst), "--push", "other/my-elmo", "--private"]) == 2
@@ -218,15 +245,24 @@ def test_training_pushes(hub, folder, tmp_path, run, capsys):
     assert "no name for a model" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-def test_fine_tuning_pushes_no_cache(hub, finished, tmp_path, monkeypatch):
+def test_fine_tuning_pushes_its_results_and_no_cache(hub, finished, tmp_path, monkeypatch, capsys):
     rows = [{"sentence": f"{word} day", "label": label} for word, label in [("good", "yes"), ("bad", "no")] * 4]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = run_script(load_script("finetune_glue"), monkeypatch, {
+    given = {
         "model_name_or_path": finished, "train_file": tmp_path / "data.jsonl",
         "validation_file": tmp_path / "data.jsonl", "output_dir": tmp_path / "out", "num_train_epochs": 1,
         "head": "linear", "push_to_hub": True, "hub_model_id": "me/tuned",
-    })  # fmt: skip
-    assert done == 0 and (tmp_path / "out" / "_layer_cache").is_dir()
+    }  # fmt: skip
+    assert run_script(load_script("finetune_glue"), monkeypatch, given) == 0
+    assert (tmp_path / "out" / "_layer_cache").is_dir()
     files = hub.repositories["me/tuned"].files
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
-    assert set(files) > REMOTE_FILES and not [name for name in files if "cache/" in name or "checkpoint" in name]
+    assert set(files) > {*REMOTE_FILES, "all_results.json", "layer_weights.json"}
+    assert not [name for name in files if "cache/" in name or "checkpoint" in name or "predictions" in name]
+    assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data.pipeline_tag == "text-classification"
+
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    given |= {"output_dir": tmp_path / "other", "hub_model_id": "me/other"}
+    assert run_script(load_script("finetune_glue"), monkeypatch, given) == 2
+    assert "--push_to_hub: the Hub does not know this token: run `hf auth login`" in capsys.readouterr().err

@@ -7,10 +7,17 @@ from elsewhere import run_elsewhere
 from finetuning_runs import save_pretrained
 from huggingface_hub import ModelCard
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
+from modeling_elmo import (
+    ElmoConfig,
+    ElmoForPreTraining,
+    ElmoForQuestionAnswering,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoModel,
+)
 from modeling_elmo.arguments import PretrainingArguments
 from modeling_elmo.finished_folder import source_of
-from modeling_elmo.model_card import converted_card, model_card, table
+from modeling_elmo.model_card import converted_card, finetuned_card, model_card, table
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 SIDE = {"sentences": 21220, "tokens": 339758, "types": 15777, "unknown_rate": 0.0214, "truncated_rate": 0.00012}
@@ -50,6 +57,33 @@ def test_metadata_as_the_hub_reads_it(tiny_config):
     ]
     assert data.eval_results[0].dataset_name == "news.txt (held out)"
     assert data.eval_results[0].dataset_split == "validation"
+
+
+def make_finetuned_card(config, **changes):
+    arguments = {
+        "repo_name": "me/tuned",
+        "parameters": {"word encoder": 300000, "LSTMs": 900000, "head": 5000},
+        "pipeline_tag": "token-classification",
+        "base_model": "me/elmo",
+        "data_name": "conll2003",
+        "recipe": {"head": "linear", "learning_rate": 0.001},
+        "scores": {"validation": {"f1": 0.91237, "loss": 1.5}, "test": {"f1": 0.875}},
+    }
+    return finetuned_card(config, **{**arguments, **changes})
+
+
+def test_card_of_a_fine_tuned_model(tiny_config, tmp_path):
+    card = ModelCard(make_finetuned_card(tiny_config))
+    assert (card.data.pipeline_tag, card.data.base_model) == ("token-classification", "me/elmo")
+    results = [(one.dataset_split, one.metric_type, one.metric_value) for one in card.data.eval_results]
+    assert results == [("validation", "f1", 0.9124), ("validation", "loss", 1.5), ("test", "f1", 0.875)]
+    assert "fine-tuned from [me/elmo](https://huggingface.co/me/elmo) on conll2003 by" in card.text
+    assert "| test | f1 | 0.8750 |" in card.text and "| `learning_rate` | `0.001` |" in card.text
+    folder = tmp_path / "base"
+    folder.mkdir()
+    told = make_finetuned_card(tiny_config, base_model=str(folder), scores={})
+    assert "base_model" not in told and str(tmp_path) not in told and "fine-tuned from `base` on" in told
+    assert "Nothing was scored." in told
 
 
 def test_metadata_leaves_out_what_is_not_known(tiny_config):
@@ -161,6 +195,24 @@ def test_code_runs_as_written(tmp_path, tiny_config, kind):
     assert shape == "torch.Size([2, 11, 12])"
     assert layers == "3"
     assert kind == "converted" or 1 < float(*perplexity) < 40
+
+
+@pytest.mark.slow
+def test_code_of_a_fine_tuned_model_runs_as_written(tmp_path, tiny_config):
+    heads = {
+        "text-classification": (ElmoForSequenceClassification, r"\[\{'label': 'LABEL_[01]', 'score': 0"),
+        "token-classification": (ElmoForTokenClassification, r"\[\{'entity_group': 'LABEL_[01]'"),
+        "question-answering": (ElmoForQuestionAnswering, r"\{'score': .*'answer': "),
+    }
+    codes = []
+    for tag, (head, _) in heads.items():
+        save_pretrained(head(tiny_config), tmp_path / tag)
+        card = make_finetuned_card(tiny_config, pipeline_tag=tag, repo_name=tag)
+        codes += re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(codes) == 3
+    told = run_elsewhere("\n".join(codes), tmp_path).splitlines()
+    for line, (_, expected) in zip(told, heads.values(), strict=True):
+        assert re.match(expected, line), line
 
 
 def test_a_converted_card_tells_what_came_along(tiny_config):
