@@ -38,8 +38,9 @@ from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokeniz
 from modeling_elmo.cpu_kernels import cell_kernels
 from modeling_elmo.embed import embed
 from modeling_elmo.freed_memory import keep_freed_memory
-from modeling_elmo.lstm import ElmoLstm, ElmoState, pack
+from modeling_elmo.lstm import ElmoLstm, ElmoState
 from modeling_elmo.lstm_ops import naive_lstm
+from modeling_elmo.packing import pack
 from modeling_elmo.products import has_onednn_products, linear
 from modeling_elmo.recurrence_kernel import recurrence_kernel
 from modeling_elmo.word_cache import WordCache

@@ -18,8 +18,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .gpu_softmax import exponentials, takes_softmax
-from .lstm import ElmoState, Packing
-from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, unpack
+from .lstm import ElmoState
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel
+from .packing import Packing, unpack
 from .products import is_hooked, linear, weight_gradient
 
 IGNORE_INDEX = -100

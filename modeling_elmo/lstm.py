@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstm_ops import fused_lstm, packed_lstm, scan_lstm
+from .packing import Packing
 from .products import is_traced
 from .weight_changes import LaidOutWeights
 
@@ -29,62 +30,6 @@ class ElmoState(NamedTuple):
 
     hidden: Tensor
     cell: Tensor
-
-
-class Packing(NamedTuple):
-    """Where the real words of a batch lie, sorted so that each step of the LSTM is one slice.
-
-    Packed order is step by step, and within a step the longest text first: `batch_sizes[t]` texts are still running
-    at step t. Rows are texts; positions count words of the flattened (batch * words) input.
-
-    Attributes:
-        order: (rows,) rows by falling length.
-        batch_sizes: list of `longest` ints.
-        forward_index: (packed,) position of the word that the forward direction reads.
-        backward_index: (packed,) position of the word that the backward direction reads.
-        is_last: (packed,) bool, true at the last step of a row.
-    """
-
-    order: Tensor
-    batch_sizes: list[int]
-    forward_index: Tensor
-    backward_index: Tensor
-    is_last: Tensor
-
-    def to(self, device: torch.device) -> "Packing":
-        """The same on a device."""
-        order, batch_sizes, *indices = self
-        return Packing(order.to(device), batch_sizes, *(index.to(device) for index in indices))
-
-
-def pack(starts: Tensor, lengths: Tensor) -> Packing:
-    """The packing of texts that begin at flat positions `starts` (rows,) and have `lengths` (rows,) words."""
-    order = torch.argsort(lengths, descending=True, stable=True)
-    starts, lengths = starts[order], lengths[order]
-    longest = int(lengths[0]) if len(lengths) else 0
-    steps = torch.arange(longest, device=lengths.device)
-    running = steps[:, None] < lengths  # (longest, rows)
-    step, row = running.nonzero(as_tuple=True)  # (packed,) each, in packed order
-    return Packing(
-        order=order,
-        batch_sizes=running.sum(1).tolist(),
-        forward_index=starts[row] + step,
-        backward_index=starts[row] + lengths[row] - 1 - step,
-        is_last=step == lengths[row] - 1,
-    )
-
-
-def pack_full(rows: int, words: int, device: torch.device) -> Packing:
-    """The packing of `rows` texts of `words` words each, without waiting for a device."""
-    row, step = torch.arange(rows, device=device), torch.arange(words, device=device)[:, None]
-    place = row * words + step  # (words, rows)
-    return Packing(
-        order=row,
-        batch_sizes=[rows] * words,
-        forward_index=place.flatten(),
-        backward_index=(row * words + words - 1 - step).flatten(),
-        is_last=(step == words - 1).expand(words, rows).flatten(),
-    )
 
 
 class ElmoLstmLayer(GradientCheckpointingLayer):

@@ -16,7 +16,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_elmo import ElmoConfig
-from .lstm import ElmoLstm, ElmoLstmLayer, ElmoState, Packing, pack, pack_full
+from .lstm import ElmoLstm, ElmoLstmLayer, ElmoState
+from .packing import Packing, pack_full, pack_texts, places_turned_around, unpack
 from .word_encoder import ElmoHighway, ElmoWordEncoder
 
 
@@ -475,55 +476,3 @@ class ElmoModel(ElmoPreTrainedModel):
 def has_integers(tensor: Tensor) -> bool:
     """Whether its numbers are integers, and no truth values either."""
     return not tensor.is_floating_point() and tensor.dtype != torch.bool
-
-
-def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Packing:
-    """The packing of a padded batch: a row for each text, or two rows for each pair (all firsts, then all seconds).
-
-    Args:
-        attention_mask: (batch, words) bool.
-        token_type_ids: (batch, words) of 0 and 1, or `None` for single texts.
-
-    Raises:
-        ValueError: a mask that is not padded on the right, or types that are not some 0 and then some 1.
-    """
-    batch, words = attention_mask.shape
-    lengths = attention_mask.sum(1)  # (batch,)
-    starts = torch.arange(batch, device=lengths.device) * words
-    wrong = (attention_mask != (torch.arange(words, device=lengths.device) < lengths[:, None])).any(1)
-    if not torch.compiler.is_compiling() and wrong.any():
-        raise ValueError(
-            f"attention_mask must be padded on the right, but row {int(wrong.nonzero()[0])} has a 0 before a 1: "
-            "ELMo reads from both ends, so move the padding (tokenizer.padding_side = 'right')"
-        )
-    if token_type_ids is None:
-        return pack(starts, lengths)
-    if token_type_ids.shape != attention_mask.shape:
-        raise ValueError(
-            f"token_type_ids must be of shape (batch, words) = {(batch, words)}, not {tuple(token_type_ids.shape)}"
-        )
-    types = token_type_ids * attention_mask  # (batch, words)
-    if not types.any():
-        return pack(starts, lengths)
-    second = (types == 1).sum(1)  # (batch,)
-    first = lengths - second
-    expected = attention_mask & (torch.arange(words, device=lengths.device) >= first[:, None])
-    if (types != expected).any():
-        raise ValueError("token_type_ids must be 0 for the first text of a pair and 1 for the second behind it")
-    return pack(torch.cat([starts, starts + first]), torch.cat([first, second]))
-
-
-def places_turned_around(mask: Tensor) -> Tensor:
-    """Where each word of padded texts stands when its text is read from the end: (batch, words) bool -> (batch, words)
-    int. Padding stays where it is."""
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
-
-
-def unpack(layer: Tensor, packing: Packing, shape: torch.Size) -> Tensor:
-    """(2, packed, projection_dim) in reading order -> (*shape, 2 * projection_dim), zeros where no word is; `shape` is
-    that of the mask, (batch, words)."""
-    both = layer.new_zeros(shape.numel(), 2, layer.shape[2])
-    for side, index in enumerate((packing.forward_index, packing.backward_index)):
-        both[:, side].index_copy_(0, index.to(layer.device), layer[side])
-    return both.flatten(1).unflatten(0, shape)

@@ -6,7 +6,6 @@ processes) and dropout (another one in each). So a run that is resumed goes on e
 
 import dataclasses
 import math
-import os
 import time
 import warnings
 from collections.abc import Generator
@@ -40,7 +39,7 @@ from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
 from .output_folder import OutputFolder
-from .processes import on_all, on_main
+from .processes import check_launch, on_all, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead
 from .row_gradients import clip_gradients, share_row_gradients, to_dense
@@ -77,18 +76,6 @@ HostBatch = tuple[dict[str, Tensor], tuple[Negatives, Negatives] | None, Positio
 def seed_of(*numbers: int) -> int:
     """One 63-bit seed from several numbers, such as a seed, a step and a process."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def check_launch(accelerator: Accelerator):
-    """Raise an `ArgumentsError` if several processes were wanted on the CPU and only this one was started.
-
-    Without MPI, `accelerate launch --cpu` starts one process whatever it is told.
-    """
-    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
-        raise ArgumentsError(
-            "accelerate launch --cpu starts one process only: start several with torchrun --nproc_per_node N train.py, "
-            "or with accelerate launch --config_file configs/accelerate/cpu_2_processes.yaml train.py"
-        )
 
 
 class Pretrainer:

@@ -1,5 +1,6 @@
 """Agreement between the processes of a run: an error of one is an error of all, so that none waits for ever."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -7,7 +8,21 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
+from .arguments import ArgumentsError
+
 T = TypeVar("T")
+
+
+def check_launch(accelerator: Accelerator):
+    """Raise an `ArgumentsError` if several processes were wanted on the CPU and only this one was started.
+
+    Without MPI, `accelerate launch --cpu` starts one process whatever it is told.
+    """
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise ArgumentsError(
+            "accelerate launch --cpu starts one process only: start several with torchrun --nproc_per_node N train.py, "
+            "or with accelerate launch --config_file configs/accelerate/cpu_2_processes.yaml train.py"
+        )
 
 
 def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:

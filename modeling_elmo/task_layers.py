@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .lstm import pack
 from .lstm_ops import fused_lstm
-from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix, places_turned_around, unpack
+from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix
+from .packing import pack, places_turned_around, unpack
 from .products import is_hooked, is_traced
 
 

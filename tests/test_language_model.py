@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
 from modeling_elmo import language_model as module
 from modeling_elmo.language_model import LogUniformSampler, Negatives, full_softmax_loss, sampled_softmax_loss
-from modeling_elmo.modeling_elmo import pack_texts, unpack
+from modeling_elmo.packing import pack_texts, unpack
 
 VOCAB = TINY["lm_vocab_size"]
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from modeling_elmo import ElmoConfig, ElmoState, cpu_kernels
 from modeling_elmo import lstm as lstm_module
-from modeling_elmo.lstm import ElmoLstm, Packing, pack
+from modeling_elmo.lstm import ElmoLstm
 from modeling_elmo.lstm_ops import fused_lstm, naive_lstm
+from modeling_elmo.packing import Packing, pack
 from modeling_elmo.recurrence_kernel import recurrence_kernel
 
 TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 2e-6}}
