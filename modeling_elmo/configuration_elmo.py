@@ -248,9 +248,9 @@ class ElmoConfig(PreTrainedConfig):
         for name in ("dropout", "feature_dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.max_word_length < 3:
+        if not 3 <= self.max_word_length <= 2**16:
             raise ValueError(
-                f"max_word_length must leave room for two boundaries and a byte, not {self.max_word_length}"
+                f"max_word_length must be from 3, two boundaries and a byte, to {2**16}, not {self.max_word_length}"
             )
         if self.cnn_activation not in ("relu", "tanh"):
             raise ValueError(f"cnn_activation must be 'relu' or 'tanh', not {self.cnn_activation!r}")

@@ -32,7 +32,7 @@ from .commands import command_parser, run_command
 from .embedding_files import FORMATS, EmbeddingError, EmbeddingFolder, Part, fingerprint, fingerprint_of_tokenizer
 from .evaluation_mode import evaluation_mode
 from .freed_memory import keep_freed_memory
-from .loading import load_encoder
+from .loading import load_encoder, spelling_mismatch
 from .modeling_elmo import ElmoModel
 from .processes import on_all, on_main
 from .products import is_emulated
@@ -81,12 +81,14 @@ def embed(
         (num_hidden_layers + 1, words, hidden_size); pooled, without the dimension of the words.
 
     Raises:
-        EmbeddingError: a choice that there is not, one text instead of several, or what is no text, with its number
-            from 0.
+        EmbeddingError: a choice that there is not, one text instead of several, what is no text, with its number from
+            0, or a tokenizer that spells in another way than the model reads.
     """
     if isinstance(texts, str):
         raise EmbeddingError(f"texts must be several: put {texts!r:.60} into a list")
     check_choices(layers, pooling, model.config.num_hidden_layers)
+    if wrong := spelling_mismatch(model.config, tokenizer):
+        raise EmbeddingError(wrong)
     words = (split_or_given(text, number, tokenizer) for number, text in enumerate(texts))
     for window in windows(words, words_per_window):
         yield from embed_window(window, model, tokenizer, layers, pooling, dtype, words_per_batch)

@@ -116,17 +116,22 @@ def load_tokenizer(name: str) -> ElmoTokenizer:
             tokenizer = ElmoTokenizer.from_pretrained(name)
         except Exception as error:  # the Rust tokenizer's have no class of their own
             raise ValueError(f"its tokenizer cannot be read: {error}") from error
-        if (config.char_padding_id == PADDING) != (tokenizer.char_vocab is None):
-            raise ValueError(
-                "of model and tokenizer one spells words in bytes, the other by a dictionary: is char_vocab.json there?"
-            )
-        read = config.row_length if config.cnn_filters else 1
-        given = 1 if tokenizer.word_inputs else tokenizer.spelling.row_length
-        if read != given:
-            raise ValueError(f"the model reads {read} ids a word, and its tokenizer gives {given}: take its own one")
+        if wrong := spelling_mismatch(config, tokenizer):
+            raise ValueError(wrong)
     if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
         warnings.warn(f"{name} has no tokenizer: texts are split and words spelt as by default", stacklevel=2)
     return tokenizer
+
+
+def spelling_mismatch(config: Any, tokenizer: ElmoTokenizer) -> str | None:
+    """How a tokenizer spells words otherwise than a model reads them, and the way out; `None` if it does not."""
+    if (config.char_padding_id == PADDING) != (tokenizer.char_vocab is None):
+        return "of model and tokenizer one spells words in bytes, the other by a dictionary: is char_vocab.json there?"
+    read = config.row_length if config.cnn_filters else 1
+    given = 1 if tokenizer.word_inputs else tokenizer.spelling.row_length
+    if read != given:
+        return f"the model reads {read} ids a word, and the tokenizer gives {given}: take the model's own"
+    return None
 
 
 def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> tuple[ElmoModel, ElmoTokenizer]:

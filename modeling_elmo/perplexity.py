@@ -37,7 +37,7 @@ from .embed import batches, windows
 from .evaluation_mode import evaluation_mode
 from .freed_memory import keep_freed_memory
 from .language_model import IGNORE_INDEX, ElmoForPreTraining
-from .loading import load_config, load_model, load_tokenizer
+from .loading import load_config, load_model, load_tokenizer, spelling_mismatch
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
 
@@ -205,9 +205,11 @@ def sentence_scores(
         A score for each sentence that has words, in their order.
 
     Raises:
-        PerplexityError: a vocabulary that is not the model's, or a loss that is no number.
+        PerplexityError: a vocabulary or a way of spelling that is not the model's, or a loss that is no number.
     """
     check_vocabulary(model, tokenizer)
+    if wrong := spelling_mismatch(model.config, tokenizer):
+        raise PerplexityError(wrong)
     texts = (tokenizer.split_words(line) if isinstance(line, str) else list(line) for line in lines)
     first = 0
     for window in windows(texts, window_words):

@@ -82,7 +82,8 @@ class ElmoTokenizer(TokenizersBackend):
     Raises:
         TypeError: from a call, for what is no text, or no list of words with `is_split_into_words=True`.
         ValueError: a vocabulary without `<S>`, `</S>` or `<UNK>` or with a word twice; a `tokenizer_file` that is not
-            one of an ElmoTokenizer; an unknown name of a pre-tokenizer.
+            one of an ElmoTokenizer; an unknown name of a pre-tokenizer; a `max_word_length` that is no integer from 3
+            to 65,536.
 
     Example:
 
@@ -117,8 +118,11 @@ class ElmoTokenizer(TokenizersBackend):
         word_vocab: Mapping[str, int] | None = None,
         **kwargs,
     ):
-        if max_word_length < 3:
-            raise ValueError(f"max_word_length must leave room for two boundaries and a byte, not {max_word_length}")
+        if type(max_word_length) is not int or not 3 <= max_word_length <= 2**16:
+            raise ValueError(
+                f"max_word_length must be an integer from 3, two boundaries and a byte, to {2**16}, not "
+                f"{max_word_length!r:.60}"
+            )
         if tokenizer_file is not None:
             kwargs["tokenizer_file"] = str(tokenizer_file)
         elif kwargs.get("tokenizer_object") is None:

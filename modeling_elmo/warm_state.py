@@ -25,7 +25,7 @@ from .commands import command_parser, new_folder, run_command
 from .embed import distinct_batch
 from .evaluation_mode import evaluation_mode
 from .language_model import ElmoForPreTraining
-from .loading import load_config, load_model, load_tokenizer
+from .loading import load_config, load_model, load_tokenizer, spelling_mismatch
 from .lstm import ElmoState
 from .model_card import write_card
 from .modeling_elmo import ElmoModel
@@ -61,8 +61,10 @@ def warm_state(
         A state with a batch of 1, for `ElmoModel.set_initial_state` or as an argument of the model.
 
     Raises:
-        WarmStateError: no text has a word.
+        WarmStateError: no text has a word, or the tokenizer spells in another way than the model reads.
     """
+    if wrong := spelling_mismatch(model.config, tokenizer):
+        raise WarmStateError(wrong)
     split = (tokenizer.split_words(text) if isinstance(text, str) else list(text) for text in texts)
     sentences = [words for words in split if words]
     if not sentences:

@@ -40,7 +40,7 @@ IMPOSSIBLE = [
     *[(name, value) for name in ("lm_vocab_size", "chunk_size") for value in (0, -1, 1.5, "8")],
     *[(name, value) for name in ("cell_clip", "proj_clip") for value in (0, 0.0, -3.0, NAN, "3")],
     *[("dropout", value) for value in (1.0, 1, -0.1, NAN, "0.1", None)],
-    *[("max_word_length", value) for value in (2, 0, -50, None)],
+    *[("max_word_length", value) for value in (2, 0, -50, None, 2**16 + 1)],
     *[("num_highway_layers", value) for value in (-1, 0.5, None)],
     *[("cnn_activation", value) for value in ("gelu", "ReLU", "", None)],
     *[("cnn_filters", value) for value in (7, "1,32", [32], [[1]], [[1, 2, 3]], [["1", 2]], [[1.0, 2]])],

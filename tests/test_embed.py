@@ -187,6 +187,20 @@ def test_the_encoder_of_a_model_with_a_softmax_has_no_mix(model, tokenizer):
         next(embed(LINES, encoder, tokenizer))
 
 
+OTHER_TOKENIZERS = {
+    "shorter words": {"max_word_length": 20},
+    "longer words": {"max_word_length": 80},
+    "words as ids": {"vocab": ["<S>", "</S>", "<UNK>"], "word_inputs": True},
+}
+
+
+@pytest.mark.parametrize("options", OTHER_TOKENIZERS.values(), ids=OTHER_TOKENIZERS)
+def test_the_tokenizer_of_another_model_is_refused(options, model):
+    """Shorter words would else have other vectors, and longer ones fail when the first comes."""
+    with pytest.raises(EmbeddingError, match=r"reads 50 ids a word, and the tokenizer gives \d+: take the model's own"):
+        list(embed([["a"]], model, ElmoTokenizer(**options)))
+
+
 @pytest.mark.parametrize("kind", [tuple, np.array, pandas.Series])
 def test_words_in_any_sequence(kind, model, tokenizer):
     words = ["the", "cat", "sat"]

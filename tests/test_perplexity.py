@@ -228,6 +228,8 @@ def test_no_text_no_vocabulary_no_number(model, tokenizer):
         perplexity(model, ElmoTokenizer(), LINES)
     with pytest.raises(PerplexityError, match="has 12 words but the model predicts 11"):
         perplexity(model, ElmoTokenizer(vocab=[*VOCAB, "more"]), LINES)
+    with pytest.raises(PerplexityError, match="reads 50 ids a word, and the tokenizer gives 20: take the model's own"):
+        perplexity(model, ElmoTokenizer(vocab=VOCAB, max_word_length=20), LINES)
     broken = make_lm()
     torch.nn.init.constant_(broken.lm_head.bias, math.nan)
     with pytest.raises(PerplexityError, match="the loss of the model is no number"):

@@ -97,6 +97,12 @@ def test_rows_follow_the_format(length):
     assert rows.tolist() == [slow_row(word, length) for word in words]
 
 
+@pytest.mark.parametrize("length", [2, 2**16 + 1, 10**30, True, 50.0, "50", None, [50]], ids=repr)
+def test_impossible_lengths_of_words_are_refused(length):
+    with pytest.raises(ValueError, match=r"max_word_length must be an integer from 3, .*, to 65536, not"):
+        ElmoTokenizer(max_word_length=length)
+
+
 def test_rows_of_no_words(tokenizer):
     assert tokenizer.encode_words([]).shape == (0, 50)
 

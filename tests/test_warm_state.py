@@ -152,6 +152,11 @@ def test_a_few_sentences_are_enough(tiny_config):
         warm_state(model, tokenizer, [" ", ""])
 
 
+def test_the_tokenizer_of_another_model_is_refused(tiny_config):
+    with pytest.raises(WarmStateError, match="reads 50 ids a word, and the tokenizer gives 20: take the model's own"):
+        warm_state(make_model(tiny_config), ElmoTokenizer(max_word_length=20), SENTENCES)
+
+
 def test_command(saved, capsys):
     arguments = [str(saved / "elmo"), str(saved / "text.txt"), str(saved / "warm")]
     assert main(arguments) == 0
