@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ SAVED_MODEL = "saved_model.pb"
 FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
 # The weights of an AllenNLP model: in its archive, and in the folder in which it was trained.
 ARCHIVED_WEIGHTS = ("weights.th", "best.th")
+MAX_RATIO = 100  # of a file of weights to what it unpacks to: no compression gains so much on trained weights
 MODULE_TABLE = "bilm/char_embed"  # the variable by which a module of TF-Hub is known
 
 
@@ -106,7 +108,8 @@ def read_allennlp(files: LegacyFiles) -> LegacyElmo:
                 warnings.warn("the softmax was left out, for its words may be others", ConversionWarning, stacklevel=2)
             with _open_hdf5(files.token_embeddings) as table:
                 cells = {name: data for name, data in datasets.items() if name.startswith(("RNN", "rnn"))}
-                datasets = cells | {name: np.asarray(data) for name, data in _datasets(table).items()}
+                tables = {name: data for name, data in _datasets(table).items() if name == "embedding"}
+                datasets = cells | {name: checked_values(name, data) for name, data in tables.items()}
         elif get_option(options, "share_embedding_softmax") and {"embedding", "softmax/b"} <= datasets.keys():
             datasets["softmax/W"] = datasets["embedding"]
         word_dataset = "embedding" if use_words else "char_embed"
@@ -243,15 +246,41 @@ def _datasets(file: Any) -> dict[str, Any]:
     """All datasets of an open HDF5 file by name, unread; none whose values lie in other files of this machine."""
     nodes: dict[str, Any] = {}
     file.visititems(nodes.__setitem__)
-    datasets = {name: node for name, node in nodes.items() if hasattr(node, "shape")}
+    datasets = {name: node for name, node in nodes.items() if hasattr(type(node), "shape")}
+    size = 0
     for name, dataset in datasets.items():
-        if not isinstance(name, str) or dataset.shape is None:
-            raise ConversionError(f"{file.filename}: the dataset {name!r} has no name or no values: get the file again")
-        if dataset.external or dataset.is_virtual:
-            raise ConversionError(
-                f"dataset {name!r} takes its values from other files: published weights hold their own"
-            )
+        with _errors_name(name):
+            if not isinstance(name, str) or dataset.shape is None:
+                raise ConversionError(f"{file.filename}: the dataset {name!r} has no name or no values: get it again")
+            if dataset.external or dataset.is_virtual:
+                raise ConversionError(
+                    f"dataset {name!r} takes its values from other files: published weights hold their own"
+                )
+            size += prod(dataset.shape) * dataset.dtype.itemsize
+            if not _is_written(dataset):
+                raise ConversionError(f"dataset {name!r} lacks values that were never written: get the file again")
+    if size > MAX_RATIO * Path(file.filename).stat().st_size:
+        raise ConversionError(f"{file.filename} unpacks to {size:,} bytes, more than weights can: get it again")
     return {dataset_name(name): dataset for name, dataset in datasets.items()}
+
+
+@contextmanager
+def _errors_name(dataset: str) -> Iterator[None]:
+    """Errors of h5py, which are of many classes, as one that names the dataset."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConversionError(f"dataset {dataset!r} cannot be read ({error}): get the file again") from error
+
+
+def _is_written(dataset: Any) -> bool:
+    """Whether the file has all values of a dataset: HDF5 reads zeros where nothing was written."""
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() > 0 or prod(dataset.shape) == 0
+    needed = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    return dataset.id.get_num_chunks() >= needed
 
 
 def checked_values(name: str, dataset: Any) -> np.ndarray:
@@ -261,7 +290,8 @@ def checked_values(name: str, dataset: Any) -> np.ndarray:
     if dataset.dtype != np.float32:
         text = f"dataset {name!r} holds {dataset.dtype} and was converted to float32, the format of ELMo's weights"
         warnings.warn(text, ConversionWarning, stacklevel=2)
-    values = np.asarray(dataset[()], dtype=np.float32)
+    with _errors_name(name):
+        values = np.asarray(dataset[()], dtype=np.float32)
     if not np.isfinite(values).all():
         raise ConversionError(f"dataset {name!r} has NaN or infinite values: these weights are damaged, get them again")
     return values

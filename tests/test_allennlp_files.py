@@ -150,6 +150,38 @@ def test_values_of_other_files_are_not_taken(legacy, tmp_path, dst):
         assert_refused(legacy, dst, "'CNN_proj/b_proj' takes its values from other files")
 
 
+@pytest.mark.parametrize("options", [{}, {"chunks": (2,)}, {"chunks": (2,), "compression": "gzip"}], ids=str)
+def test_values_that_were_never_written_are_no_zeros(legacy, dst, options):
+    """Their writer died before; HDF5 has zeros for them."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(legacy / "weights.hdf5", "r+") as file:
+        del file["CNN_proj/b_proj"]
+        biases = file.create_dataset("CNN_proj/b_proj", (5,), np.float32, **options)
+        if options:
+            biases[:4] = 1.0
+    assert_refused(legacy, dst, "dataset 'CNN_proj/b_proj' lacks values that were never written")
+    with h5py.File(legacy / "weights.hdf5", "r+") as file:
+        file["CNN_proj/b_proj"][4:] = 1.0
+    convert_from_allennlp(legacy, dst)
+
+
+def test_a_small_file_is_no_large_model(legacy, dst):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(legacy / "weights.hdf5", "r+") as file:
+        file.create_dataset("char_embed_2", data=np.zeros(2**23, np.float32), compression="gzip")
+    assert_refused(legacy, dst, r"weights\.hdf5 unpacks to 33,\d{3},\d{3} bytes, more than weights can")
+
+
+def test_numbers_of_a_type_that_numpy_lacks(legacy, dst):
+    h5py = pytest.importorskip("h5py")
+    kind = h5py.h5t.IEEE_F64LE.copy()
+    kind.set_fields(63, 47, 16, 0, 47)  # the exponent has 16 bits
+    with h5py.File(legacy / "weights.hdf5", "r+") as file:
+        del file["CNN_proj/b_proj"]
+        h5py.h5d.create(file["CNN_proj"].id, b"b_proj", kind, h5py.h5s.create_simple((5,)))
+    assert_refused(legacy, dst, r"dataset 'CNN_proj/b_proj' cannot be read \(.*precision.*\)")
+
+
 def test_of_a_word_on_several_lines_the_last_one_counts(legacy, dst):
     """And white space around a word is none of it: so bilm-tf read its vocabularies."""
     (legacy / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nthe\nthe \ncat\t\n\u00a0dog\n", encoding="utf-8")
