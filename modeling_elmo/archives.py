@@ -15,11 +15,37 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from .allennlp_format import ConversionError
 
 DAMAGES = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+# Of what lies in front of a member, and `tarfile` reads as a whole: a long name, or attributes.
+LONG_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+MAX_HEADER = 2**20
+
+
+class Member(tarfile.TarInfo):
+    """A member of a tar archive, unless its name or attributes are so long that reading them would take all memory."""
+
+    def _proc_member(self, archive):  # which `tarfile` leaves to subclasses
+        if self.type in LONG_HEADERS and self.size > MAX_HEADER:
+            raise RuntimeError(f"it has a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or a tar archive, the latter compressed or not."""
-    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+    return _is_tar(path) or zipfile.is_zipfile(path)
+
+
+def _is_tar(path: Path) -> bool:
+    """As `tarfile.is_tarfile`, but true of what is cut off in its first bytes or has too long a header, too."""
+    try:
+        tarfile.open(path, tarinfo=Member).close()
+    except tarfile.TarError:
+        return False
+    except DAMAGES:
+        return True
+    return True
 
 
 @contextmanager
@@ -39,14 +65,14 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 def _unpack(archive: Path, folder: Path):
     try:
-        if not tarfile.is_tarfile(archive):  # asked first: a tar archive that ends with a zip archive is one, too
+        if not _is_tar(archive):  # asked first: a tar archive that ends with a zip archive is one, too
             with zipfile.ZipFile(archive) as file:
                 for info in file.infolist():
                     _check(archive, info.filename, not stat.S_ISLNK(info.external_attr >> 16))
                 _check_size(archive, sum(info.file_size for info in file.infolist()), folder)
                 file.extractall(folder)
         else:
-            with tarfile.open(archive) as file:
+            with tarfile.open(archive, tarinfo=Member) as file:
                 for member in file.getmembers():
                     _check(archive, member.name, member.isfile() or member.isdir())
                 _check_size(archive, sum(member.size for member in file.getmembers()), folder)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,33 @@ def test_members_that_are_no_files(kind, tmp_path, dst):
 
 def test_damaged_archives(tmp_path, dst):
     content = write_archive(tmp_path / "model.tar.gz").read_bytes()
-    for damaged in (content[: len(content) // 2], content[:500] + bytes(100) + content[600:]):
+    cut = [content[:length] for length in (3, 20, len(content) // 2)]
+    for damaged in (*cut, content[:500] + bytes(100) + content[600:]):
         (tmp_path / "model.tar.gz").write_bytes(damaged)
         assert_refused(tmp_path / "model.tar.gz", dst, r"model\.tar\.gz is damaged or encrypted")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_headers_that_would_take_all_memory_are_not_read(tmp_path, dst, kind):
+    long, short = tarfile.TarInfo("long"), tarfile.TarInfo("short")
+    long.type, long.size = kind, 2**20 + 1
+    for members in ([long, short], [short, long]):
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            for member in members:
+                archive.addfile(member, io.BytesIO(bytes(member.size)))
+        assert_refused(tmp_path / "x.tar", dst, r"x\.tar is damaged .*a header of 1,048,577 bytes")
+
+
+def test_an_archive_larger_than_the_disk_has_room_for(tmp_path, dst, monkeypatch):
+    archive, zipped = write_archive(tmp_path / "model.tar.gz"), tmp_path / "model.zip"
+    with tarfile.open(archive) as file, zipfile.ZipFile(zipped, "w") as copy:
+        for member in file:
+            copy.writestr(member.name, file.extractfile(member).read())
+        usage = shutil.disk_usage(tmp_path)._replace(free=sum(member.size for member in file))
+    for source in (archive, zipped):
+        monkeypatch.setattr(
+            "modeling_elmo.archives.shutil.disk_usage", lambda path: usage._replace(free=usage.free - 1)
+        )
+        assert_refused(source, dst, rf"{source.name} unpacks to more than the free space")
+        monkeypatch.setattr("modeling_elmo.archives.shutil.disk_usage", lambda path: usage)
+        convert_from_allennlp(source, tmp_path / f"{source.name} converted")
