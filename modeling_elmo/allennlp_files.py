@@ -39,6 +39,8 @@ from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoi
 from .vocabulary import last_lines_count, words_of
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+GZIP_SIGNATURE = b"\x1f\x8b"
+MAX_VOCABULARY = 2**30
 SAVED_MODEL = "saved_model.pb"
 FASTTEXT_SIGNATURE = b"\xba\x16\x4f\x2f"  # `FASTTEXT_FILEFORMAT_MAGIC_INT32` of fasttext.cc
 # The weights of an AllenNLP model: in its archive, and in the folder in which it was trained.
@@ -191,8 +193,11 @@ def read_legacy_vocabulary(path: Path) -> list[str]:
     """Words of a UTF-8 file, plain or gzipped, one a line; word k is row k of a word table and class k of the LM. Of a
     word on several lines the last one counts, as in bilm-tf; the others keep their places under other names."""
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        with (gzip.open if _begins_with(path, GZIP_SIGNATURE) else open)(path, "rb") as file:
+            data = file.read(MAX_VOCABULARY + 1)
+        if len(data) > MAX_VOCABULARY:
+            raise ConversionError(f"{path} has more than {MAX_VOCABULARY:,} bytes of text, too many for a vocabulary")
+        text = data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConversionError(f"{path} cannot be read as a vocabulary in UTF-8, one word a line ({error})") from error
     words = words_of(text)

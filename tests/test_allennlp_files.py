@@ -192,7 +192,7 @@ def test_of_a_word_on_several_lines_the_last_one_counts(legacy, dst):
     assert tokenizer.lm_ids(["<UNK>", "the", "cat", "dog"]).tolist() == [2, 4, 5, 6]
 
 
-def test_bad_vocabularies(legacy, dst):
+def test_bad_vocabularies(legacy, dst, monkeypatch):
     for content, message in [
         (b"the\ncat\n", r"missing: <S> </S> <UNK>.*giving only --options and --weights"),
         (b"\xff\n", r"vocab\.txt cannot be read as a vocabulary in UTF-8"),
@@ -202,6 +202,11 @@ def test_bad_vocabularies(legacy, dst):
         (legacy / "vocab.txt").write_bytes(content)
         write_options(legacy, n_tokens_vocab=ABSENT)
         assert_refused(legacy, dst, message)
+    for content in (bytes(50), gzip.compress(bytes(50))):
+        (legacy / "vocab.txt").write_bytes(content)
+        monkeypatch.setattr("modeling_elmo.allennlp_files.MAX_VOCABULARY", 49)
+        assert_refused(legacy, dst, r"vocab\.txt has more than 49 bytes of text, too many for a vocabulary")
+        monkeypatch.undo()
     words = changed(char_cnn=ABSENT)
     write_legacy(legacy, words, vocabulary=VOCABULARY[:-1])
     assert_refused(legacy, dst, r"word table has 7 rows, the vocabulary 6 lines .* n_tokens_vocab=7")
