@@ -20,7 +20,7 @@ SENTENCES = [
     ["今", "天", "天氣", "真", "好", "阿"],
     ["coffee", "und", "x" * 70, "Straße", "unbekanntesWort"],
     ["<bos>", "a"],
-    ["é"],
+    ["é", "a\u3000b"],
 ]
 CHARACTERS = [*"abcdefountSrßcé今天氣真好x<>sk", "<bos>", "<eos>", "<oov>", "<pad>", "<bow>", "<eow>"]
 WORDS = ["<oov>", "<bos>", "<eos>", "<pad>", "天氣", "coffee", "a", "x" * 46, "Straße"]
