@@ -23,7 +23,7 @@ def penn_treebank_pattern() -> str:
     joint = rf"[-\u2010\u2011.&/](?={character})|(?<=\p{{N}})[,:](?=\p{{N}})|(?!{clitic}){apostrophe}(?=\p{{L}})"
     alternatives = [
         rf"(?:https?|ftp)://{url_rest}|www\.{url_rest}",
-        r"[\p{L}\p{N}][\p{L}\p{N}._%+-]{0,63}@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+",  # e-mail
+        r"[\p{L}\p{N}][\p{L}\p{M}\p{N}._%+-]{0,63}@[\p{L}\p{M}\p{N}-]+(?:\.[\p{L}\p{M}\p{N}-]+)+",  # e-mail
         r"</?\p{L}[\p{L}\p{N}]*/?>|-[LR][RSC]B-",  # <UNK>, <b>, -LRB-
         not_,  # do n't
         clitic,  # it 's

@@ -157,6 +157,7 @@ SPLITS = {
         "\u0928\u092e\u0938\u094d\u0924\u0947 \u0964 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
     ),
     "e\u0301te\u0301 \U0001f44d\U0001f3fd!": "e\u0301te\u0301 \U0001f44d\U0001f3fd !",
+    "e\u0301va@e\u0301te\u0301.re\u0301seau.fr.": "e\u0301va@e\u0301te\u0301.re\u0301seau.fr .",
     "the <S> and <PAD> </S>": "the <S> and <PAD> </S>",
 }
 TOKENISED = [
