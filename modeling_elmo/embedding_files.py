@@ -154,8 +154,11 @@ class EmbeddingFolder:
         if self.format != "hdf5":
             return
         paths = [self.path(number) for number in range(num_parts)]
-        with whole_file(self.output) as scratch:
-            _merge_hdf5(scratch, paths)
+        try:
+            with whole_file(self.output) as scratch:
+                _merge_hdf5(scratch, paths)
+        except OSError as error:
+            raise OSError(f"{self.output} cannot be put together ({error}): make room, and run this again") from error
         shutil.rmtree(self.folder)
 
 
@@ -208,10 +211,11 @@ def _merge_hdf5(path: Path, parts: list[Path]):
     import h5py
 
     needed = sum(part.stat().st_size for part in parts)
-    if (free := shutil.disk_usage(path.parent).free) < needed:  # HDF5 crashes on a full disk
-        raise OSError(f"{path.parent} has {free:,} bytes left, and all parts together need {needed:,}: make room")
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        raise OSError(f"{path.parent} has {free:,} bytes left, and all parts together need {needed:,}")
     index: dict[str, str] = {}
-    with h5py.File(path, "w") as merged:
+    # Where a disk or a quota is full, HDF5's own writes crash the process, and those of Python's files raise an error.
+    with path.open("w+b") as content, h5py.File(content, "w") as merged:
         for part in tqdm(parts, desc="putting together", unit=" parts"):
             with h5py.File(part) as file:
                 names = sorted((name for name in file if name != "texts"), key=int)

@@ -566,3 +566,17 @@ def test_a_disk_without_room_for_hdf5(folder, corpus, tmp_path, capsys, monkeypa
     monkeypatch.undo()
     assert run(folder, corpus, tmp_path / "out.hdf5") == 0
     assert "1 parts had been there already" in capsys.readouterr().out
+
+
+def test_a_disk_that_becomes_full_meanwhile(folder, corpus, tmp_path, capsys):
+    """The file of all parts may not become as large as it is, though the disk has room."""
+    arguments = [folder, corpus, tmp_path / "out.hdf5", "--words_per_part", 40]
+    assert run(*arguments) == 0
+    size = (tmp_path / "out.hdf5").stat().st_size
+    (tmp_path / "out.hdf5").unlink()
+    told = tmp_path / "told"
+    code, text = forked([*map(str, arguments)], told, largest_file=size - 1, script="modeling_elmo.embed")
+    assert code == 2 and "out.hdf5 cannot be put together ([Errno 27] File too large): make room" in text, text
+    assert not (tmp_path / "out.hdf5").exists() and not list(tmp_path.glob(".out.hdf5.[0-9]*"))
+    assert run(*arguments) == 0 and (tmp_path / "out.hdf5").stat().st_size == size
+    assert "parts had been there already" in capsys.readouterr().out
