@@ -11,7 +11,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,7 +239,8 @@ def _open_hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
         if start != HDF5_SIGNATURE:
             raise ConversionError(f"{path} is no HDF5 file (it begins with {start!r}): give the real weights")
     try:
-        with h5py.File(path, mode) as file:
+        # On a full disk HDF5's own writes crash the process, and those of Python's files raise an error.
+        with path.open("w+b") if mode == "w" else nullcontext(path) as source, h5py.File(source, mode) as file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         if mode != "r":

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from legacy_files import (
     write_legacy,
     write_options,
 )
+from training_runs import forked
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
 from modeling_elmo.allennlp_files import LegacyFiles, read_allennlp
@@ -132,6 +134,18 @@ def test_destination(legacy, tmp_path, dst, monkeypatch):
             convert_from_allennlp(legacy, target, overwrite=True)
     assert {path.name: path.read_bytes() for path in dst.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "file", "legacy", "mine"]
+
+
+def test_a_full_disk_for_hdf5(legacy, dst, tmp_path):
+    convert_from_allennlp(legacy, dst)
+    size = (legacy / "weights.hdf5").stat().st_size
+    arguments = ["--to-allennlp", str(dst), str(tmp_path / "back")]
+    code, told = forked(arguments, tmp_path / "told", largest_file=size // 2, script="modeling_elmo.convert")
+    assert code == 2, told
+    assert re.search(r"^error: .*weights\.hdf5 cannot be written \(.* too large\): make room$", told, re.MULTILINE), (
+        told
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "legacy", "told"]
 
 
 def test_command_line(legacy, dst, capsys):
