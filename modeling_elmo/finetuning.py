@@ -355,7 +355,7 @@ def _share(task: Task, trainer: ElmoTrainer, scores: Mapping[str, Metrics]):
         parameters=parameters,
         pipeline_tag=task.pipeline_tag,
         base_model=str(args.model_name_or_path),
-        data_name=task.name,
+        data_name=Path(args.files().get("train", task.name)).name,
         recipe={
             **{name: getattr(model.config, name) for name in HEAD_RECIPE},
             **{name: getattr(args, name) for name in RECIPE},

@@ -260,7 +260,8 @@ def test_fine_tuning_pushes_its_results_and_no_cache(hub, finished, tmp_path, mo
     assert set(files) > {*REMOTE_FILES, "all_results.json", "layer_weights.json"}
     assert not [name for name in files if "cache/" in name or "checkpoint" in name or "predictions" in name]
     assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
-    assert ModelCard(files["README.md"].decode()).data.pipeline_tag == "text-classification"
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.pipeline_tag == "text-classification" and "from `finished` on data.jsonl by" in card.text
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     given |= {"output_dir": tmp_path / "other", "hub_model_id": "me/other"}
