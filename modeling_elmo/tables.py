@@ -88,7 +88,7 @@ def load_splits(name: str, config_name: str | None) -> "dict[str, Dataset]":
     try:
         tables = load_from_disk(name) if os.path.isdir(name) else load_dataset(name, config_name)
     except Exception as error:  # `datasets` raises whatever its parsers and the network raise
-        raise DataError(f"the data set {name!r} cannot be loaded: {one_line(str(error.__cause__ or error))}") from error
+        raise DataError(f"the data set {name!r} cannot be loaded: {one_line(error.__cause__ or error)}") from error
     return {split: tables[split] for split in dict.fromkeys(SPLIT_NAMES.values()) if split in tables}
 
 
