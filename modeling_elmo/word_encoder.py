@@ -130,9 +130,14 @@ class ElmoWordEncoder(nn.Module):
         return self._in_chunks(words[by_length])[torch.argsort(by_length)]  # (words, projection_dim)
 
     def _in_chunks(self, words: Tensor) -> Tensor:
-        size = self.chunk_size or max(len(words), 1)
-        size = min(size, CPU_CHUNK_SIZE) if words.device.type == "cpu" else size * GPU_CHUNKS
-        return torch.cat([self._encode(chunk) for chunk in words.split(size)])
+        size, number = self.chunk_size or max(len(words), 1), len(words)
+        if words.device.type != "cpu":
+            size *= GPU_CHUNKS
+        else:
+            size = min(size, CPU_CHUNK_SIZE)
+            if number > CPU_CHUNK_SIZE:  # the last word again, until the rows are full
+                words = words[torch.arange(-(-number // CPU_ROWS) * CPU_ROWS).clamp(max=number - 1)]
+        return torch.cat([self._encode(chunk) for chunk in words.split(size)])[:number]
 
     def _encode(self, words: Tensor) -> Tensor:
         known: list[Tensor] = []  # what a word has beside its characters
@@ -197,6 +202,9 @@ class ElmoWordEncoder(nn.Module):
 # Words that a processor encodes at a time: more leave its caches and are cut to a longer word (256 measured best of
 # 128, 256 and 512 with small).
 CPU_CHUNK_SIZE = 256
+# The last of several chunks has a multiple of so many words: oneDNN compiles a product for each number of rows that it
+# meets, and keeps a thousand.
+CPU_ROWS = 32
 # A GPU takes so many times the configured number, for its memory is large, and small chunks leave it idle.
 GPU_CHUNKS = 8
 PLAIN_MODULES = {ElmoWordEncoder, ElmoHighway, nn.Conv1d, nn.Embedding, nn.Linear, nn.ModuleList, Linear}

@@ -163,6 +163,23 @@ def test_no_words(chunk_size):
     assert all(gradient.eq(0).all() for gradient in gradients(vectors, encoder))
 
 
+def test_many_words_come_in_few_numbers_of_rows():
+    """Each costs memory: oneDNN keeps a product compiled for it. Rows that fill up the last chunk change nothing."""
+    encoder = make_encoder()
+    words = random_words(range(1, 40)).repeat(14, 1)[:515]
+    encode, rows = encoder._encode, []
+    encoder._encode = lambda chunk: rows.append(len(chunk)) or encode(chunk)
+    for number in (257, 288, 300, 512, 515):
+        vectors, expected = encoder._in_chunks(words[:number]), encode(words[:number])
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-10)
+        for one, other in zip(gradients(vectors, encoder), gradients(expected, encoder), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+    assert rows == [256, 32, 256, 32, 256, 64, 256, 256, 256, 256, 32]
+    rows.clear()
+    encoder._in_chunks(words[:20])
+    assert rows == [20]  # a sentence is not made longer
+
+
 def test_character_vectors_equal_character_ids():
     encoder = make_encoder(chunk_size=2)
     words = random_words([3, 0, 48, 3, 9])
