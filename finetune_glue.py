@@ -107,9 +107,8 @@ def collate(tokenizer: Any, max_length: int, examples: list[dict[str, Any]]) -> 
     import torch
 
     columns = list(zip(*(example["texts"] for example in examples), strict=True))
-    batch = dict(
-        tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    )
+    options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    batch = dict(tokenizer(*map(list, columns), truncation=True, max_length=max_length, **options))
     if "labels" in examples[0]:
         batch["labels"] = torch.tensor([example["labels"] for example in examples])
     return batch

@@ -113,7 +113,7 @@ def known_labels(args: NerArguments) -> list[str] | None:
 def collate(tokenizer: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Examples with `tokens` and `labels` as a batch for the model."""
     words = [example["tokens"] for example in examples]
-    options = {"is_split_into_words": True, "padding": True, "return_tensors": "pt"}
+    options = {"is_split_into_words": True, "padding": True, "padding_side": "right", "return_tensors": "pt"}
     batch = dict(tokenizer(words, **options, return_special_tokens_mask=True))
     labels = torch.tensor([label for example in examples for label in example["labels"]], dtype=torch.long)
     is_word = batch["special_tokens_mask"] == 0

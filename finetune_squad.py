@@ -123,7 +123,8 @@ def to_dataset(windows: list[Window], split: int) -> Dataset:
 def collate(tokenizer: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of `to_dataset` as a batch for the model, which takes no notice of `place`."""
     questions, contexts = ([example[name] for example in examples] for name in ("question", "words"))
-    batch = dict(tokenizer(questions, contexts, is_split_into_words=True, padding=True, return_tensors="pt"))
+    options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    batch = dict(tokenizer(questions, contexts, is_split_into_words=True, **options))
     return batch | {name: torch.tensor([example[name] for example in examples]) for name in LABELS}
 
 

@@ -62,8 +62,8 @@ def pack_full(rows: int, words: int, device: torch.device) -> Packing:
     )
 
 
-def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Packing:
-    """The packing of a padded batch: a row for each text, or two rows for each pair (all firsts, then all seconds).
+def text_lengths(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The words of each row's first text and of its second one, (batch,) each; `None` where there are single texts.
 
     Args:
         attention_mask: (batch, words) bool.
@@ -72,29 +72,40 @@ def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> 
     Raises:
         ValueError: a mask that is not padded on the right, or types that are not some 0 and then some 1.
     """
-    batch, words = attention_mask.shape
     lengths = attention_mask.sum(1)  # (batch,)
-    starts = torch.arange(batch, device=lengths.device) * words
-    wrong = (attention_mask != (torch.arange(words, device=lengths.device) < lengths[:, None])).any(1)
+    places = torch.arange(attention_mask.shape[1], device=lengths.device)
+    wrong = (attention_mask != (places < lengths[:, None])).any(1)
     if not torch.compiler.is_compiling() and wrong.any():
         raise ValueError(
             f"attention_mask must be padded on the right, but row {int(wrong.nonzero()[0])} has a 0 before a 1: "
             "ELMo reads from both ends, so move the padding (tokenizer.padding_side = 'right')"
         )
     if token_type_ids is None:
-        return pack(starts, lengths)
+        return lengths, None
     if token_type_ids.shape != attention_mask.shape:
         raise ValueError(
-            f"token_type_ids must be of shape (batch, words) = {(batch, words)}, not {tuple(token_type_ids.shape)}"
+            f"token_type_ids must be of shape (batch, words) = {tuple(attention_mask.shape)}, "
+            f"not {tuple(token_type_ids.shape)}"
         )
     types = token_type_ids * attention_mask  # (batch, words)
     if not types.any():
-        return pack(starts, lengths)
+        return lengths, None
     second = (types == 1).sum(1)  # (batch,)
     first = lengths - second
-    expected = attention_mask & (torch.arange(words, device=lengths.device) >= first[:, None])
-    if (types != expected).any():
+    if (types != (attention_mask & (places >= first[:, None]))).any():
         raise ValueError("token_type_ids must be 0 for the first text of a pair and 1 for the second behind it")
+    return first, second
+
+
+def pack_texts(attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Packing:
+    """The packing of a padded batch: a row for each text, or two rows for each pair (all firsts, then all seconds).
+
+    Arguments and errors are those of `text_lengths`.
+    """
+    first, second = text_lengths(attention_mask, token_type_ids)
+    starts = torch.arange(len(first), device=first.device) * attention_mask.shape[1]
+    if second is None:
+        return pack(starts, first)
     return pack(torch.cat([starts, starts + first]), torch.cat([first, second]))
 
 

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .lstm_ops import fused_lstm
 from .modeling_elmo import ElmoModel, ElmoPreTrainedModel, ElmoScalarMix
-from .packing import pack, places_turned_around, unpack
+from .packing import pack, places_turned_around, text_lengths, unpack
 from .products import is_hooked, is_traced
 
 
@@ -99,7 +99,7 @@ class ElmoTaskModel(ElmoPreTrainedModel):
             ValueError: as for `ElmoModel`; `hidden_states` of another shape, together with ids or without a mask.
         """
         if hidden_states is not None:
-            return self._check_layers(hidden_states, attention_mask, input_ids, inputs_embeds)
+            return self._check_layers(hidden_states, attention_mask, token_type_ids, input_ids, inputs_embeds)
         trains = not self.bilm_is_frozen or (inputs_embeds is not None and inputs_embeds.requires_grad)
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             inputs, mask, _ = self.elmo.prepare(input_ids, inputs_embeds, attention_mask, token_type_ids, None)
@@ -118,7 +118,9 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         layers = torch.stack([output.hidden_states[layer] for layer in used_layers(self.config)], dim=2)
         return layers, mask
 
-    def _check_layers(self, hidden_states, attention_mask, input_ids, inputs_embeds) -> tuple[Tensor, Tensor]:
+    def _check_layers(
+        self, hidden_states, attention_mask, token_type_ids, input_ids, inputs_embeds
+    ) -> tuple[Tensor, Tensor]:
         expected = (len(used_layers(self.config)), self.config.hidden_size)
         if input_ids is not None or inputs_embeds is not None:
             raise ValueError("give either input_ids, inputs_embeds or hidden_states, and only one of them")
@@ -129,7 +131,9 @@ class ElmoTaskModel(ElmoPreTrainedModel):
             )
         if attention_mask is None or attention_mask.shape != hidden_states.shape[:2]:
             raise ValueError("hidden_states need an attention_mask of shape (batch, words)")
-        return hidden_states.to(self.dtype), attention_mask != 0
+        mask = attention_mask != 0
+        text_lengths(mask, token_type_ids)  # for its errors
+        return hidden_states.to(self.dtype), mask
 
     def penalty(self) -> Tensor | float:
         """What the training loss gains: `config.scalar_mix_l2` times the squared mix weights; 0 in evaluation mode."""

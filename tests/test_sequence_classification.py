@@ -257,6 +257,11 @@ def test_hidden_states_are_checked():
         model(hidden_states=layers[..., :6], attention_mask=torch.ones(2, 4))
     with pytest.raises(ValueError, match="only one of them"):
         model(hidden_states=layers, input_ids=torch.zeros(2, 4, 50))
+    with pytest.raises(ValueError, match="attention_mask must be padded on the right, but row 1 has a 0 before a 1"):
+        model(hidden_states=layers, attention_mask=torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]))
+    with pytest.raises(ValueError, match="token_type_ids must be 0 for the first text of a pair and 1 for the second"):
+        types = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
+        model(hidden_states=layers, attention_mask=torch.ones(2, 4), token_type_ids=types)
 
 
 def test_loss_has_the_pull_towards_the_average_in_training_only():

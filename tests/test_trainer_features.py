@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from test_modeling import make_model
 from torch.nn import functional as F
+from training_runs import load_script
 from transformers import (
     DataCollatorForMultipleChoice,
     DataCollatorForTokenClassification,
@@ -262,6 +263,26 @@ def test_label_smoothing(tmp_path):
     loss, smoothed = (F.cross_entropy(logits, batch["labels"], label_smoothing=factor).item() for factor in (0, 0.3))
     assert trainer.state.log_history[0]["loss"] == pytest.approx(smoothed, abs=1e-4)
     assert abs(smoothed - loss) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "first", "second"),
+    [
+        ("finetune_glue", [9], {"texts": ["the cat"]}, {"texts": ["no"]}),
+        ("finetune_ner", [], {"tokens": ["the", "cat"], "labels": [1, 0]}, {"tokens": ["no"], "labels": [2]}),
+        ("finetune_squad", [], {"question": ["why"], "words": ["the", "cat"]}, {"question": ["why"], "words": ["no"]}),
+    ],
+)
+def test_the_scripts_pad_on_the_right(script, options, first, second):
+    """Also with a tokenizer that pads on the left: layers from disk would be those of other words."""
+    answer = {"start_positions": 4, "end_positions": 4, "place": [0, 0]} if script == "finetune_squad" else {}
+    expected, left = (
+        load_script(script).collate(tokenizer, *options, [{**first, **answer}, {**second, **answer}])
+        for tokenizer in (TOKENIZER, ElmoTokenizer(padding_side="left"))
+    )
+    assert expected["attention_mask"][1, -1] == 0
+    for name, tensor in expected.items():
+        torch.testing.assert_close(left[name], tensor)
 
 
 # ---- checkpoints
