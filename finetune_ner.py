@@ -36,7 +36,7 @@ from modeling_elmo.arguments import ArgumentsError, flag
 from modeling_elmo.finetuning import ElmoTrainer, Task, config_with_head, labels_of, load_task_model
 from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import aligned, run_script
-from modeling_elmo.loading import load_tokenizer
+from modeling_elmo.loading import load_config, load_tokenizer
 from modeling_elmo.tagging import (
     NO_LABEL,
     Columns,
@@ -129,7 +129,13 @@ def make_task(name: str, args: NerArguments) -> Task:
     if args.ignore_mismatched_sizes and tags_in(splits.values()) - set(known or ()):
         known = None
     labels = label_list(splits, known)
-    options: dict[str, Any] = {} if args.use_crf is None else {"use_crf": args.use_crf}
+    use_crf = load_config(str(args.model_name_or_path)).use_crf if args.use_crf is None else args.use_crf
+    if use_crf and args.label_smoothing_factor:
+        raise ArgumentsError(
+            "--label_smoothing_factor cannot be had with the CRF, which scores whole chains: leave it out, or pass "
+            "--use_crf false"
+        )
+    options: dict[str, Any] = {"use_crf": use_crf}
     options["id2label"] = dict(enumerate(labels))
     options["label2id"] = {label: number for number, label in enumerate(labels)}
     limits = args.max_samples()

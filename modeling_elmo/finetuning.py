@@ -173,8 +173,8 @@ def _last_checkpoint(args: FinetuningArguments) -> str | None:
 
 
 class ElmoTrainer(Trainer):
-    """`Trainer` with learning rates of their own for the biLM and for the weights of the layers, and predictions for
-    all data, in their order."""
+    """`Trainer` with learning rates of their own for the biLM and for the weights of the layers, their pull also where
+    labels are smoothed, and predictions for all data, in their order."""
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)  # also with group_by_length
@@ -200,6 +200,14 @@ class ElmoTrainer(Trainer):
             mixes = [module.weights for module in model.modules() if isinstance(module, ElmoScalarMix)]
             _set_learning_rate(optimizer, mixes, arguments.scalar_mix_learning_rate)
         return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.label_smoother is not None and model.training:  # a loss of the logits alone, without the mix's pull
+            # Losses that are shares of a whole batch add up, and the others are divided by its parts behind this.
+            parts = self.current_gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1
+            loss = loss + cast(ElmoTaskModel, self.model).penalty() / parts
+        return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any):
         try:

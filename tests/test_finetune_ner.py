@@ -267,6 +267,7 @@ def test_bf16(run, tmp_path):
         ({"label_column_name": "mood"}, "has 3 columns without names"),
         ({"dataset_name": "."}, "has no files such as train.txt"),
         ({"broken_tags": "ignore"}, "broken_tags"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor cannot be had with the CRF"),
         ({"learning_rat": 1}, "unknown argument '--learning_rat'"),
     ],
 )

@@ -22,7 +22,13 @@ from transformers import (
     pipeline,
 )
 
-from modeling_elmo import ElmoForMultipleChoice, ElmoForPreTraining, ElmoForSequenceClassification, ElmoTokenizer
+from modeling_elmo import (
+    ElmoForMultipleChoice,
+    ElmoForPreTraining,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoTokenizer,
+)
 from modeling_elmo.finetuning import ElmoTrainer
 from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.lstm import ElmoLstmLayer
@@ -263,6 +269,30 @@ def test_label_smoothing(tmp_path):
     loss, smoothed = (F.cross_entropy(logits, batch["labels"], label_smoothing=factor).item() for factor in (0, 0.3))
     assert trainer.state.log_history[0]["loss"] == pytest.approx(smoothed, abs=1e-4)
     assert abs(smoothed - loss) > 0.01
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("cls", [ElmoForSequenceClassification, ElmoForTokenClassification], ids=["texts", "words"])
+def test_the_mix_is_pulled_where_labels_are_smoothed(tmp_path, cls, parts):
+    """By the scripts' trainer, and once for a batch, however many parts it has."""
+    label = [-100, 1, 0, -100] if cls is ElmoForTokenClassification else 1
+    data = Dataset.from_list([{**TOKENIZER("a cat"), "labels": label}] * 8)
+    losses = []
+    for pull in (0.0, 10.0):
+        torch.manual_seed(0)
+        options = {"use_crf": False, "scalar_mix_l2": pull, "feature_dropout": 0.0, "head_dropout": 0.0}
+        model = make_model(cls=cls, num_labels=2, head_dim=4, **options)
+        with torch.no_grad():
+            model.features.scalar_mix.weights.copy_(torch.tensor([1.0, 0.0, -1.0]))
+        arguments = FinetuningArguments(
+            output_dir=str(tmp_path), model_name_or_path="elmo", use_cpu=True, report_to="none", disable_tqdm=True,
+            do_eval=False, save_strategy="no", max_steps=1, logging_steps=1, label_smoothing_factor=0.3,
+            per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts,
+        )  # fmt: skip
+        trainer = ElmoTrainer(model=model, args=arguments, train_dataset=data, data_collator=default_data_collator)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] - losses[0] == pytest.approx(20.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(
