@@ -133,7 +133,7 @@ def make_task(name: str, args: GlueArguments) -> Task:
         train=first(data.train, args.max_train_samples),
         validation={split: first(table, args.max_eval_samples) for split, table in data.validation.items()},
         test={split: first(table, args.max_predict_samples) for split, table in data.test.items()},
-        compute_metrics=scorer(data.metrics if names is not None else ("spearmanr", "pearson")),
+        compute_metrics=scorer(data.metrics if names is not None else ("spearmanr", "pearson"), data.positive),
         best_metric=data.metrics[0] if names is not None else "spearmanr",
         pipeline_tag="text-classification",
         write_predictions=partial(write_predictions, names),

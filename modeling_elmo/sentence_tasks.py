@@ -64,7 +64,8 @@ WHOLE_NUMBER = re.compile(r"^(-?(?:0|[1-9][0-9]*))\.0+$")  # 3.0
 class SentenceData:
     """A task's data, ready to train on: columns `texts` (one or two strings), `length`, `labels`.
 
-    `labels` are class ids, or numbers if `label_names` is `None`. Test data may have none.
+    `labels` are class ids, or numbers if `label_names` is `None`. Test data may have none. `positive` is the class that
+    the task's F1 is of.
     """
 
     train: Dataset | None
@@ -73,6 +74,7 @@ class SentenceData:
     label_names: list[str] | None
     metrics: tuple[str, ...]
     columns: tuple[str, ...] = field(default=())
+    positive: int = 1
 
     @property
     def num_labels(self) -> int:
@@ -146,7 +148,9 @@ def prepare(
         prepared[split] = Dataset.from_dict(rows)
     validation = {split: table for split, table in prepared.items() if split.startswith("validation")}
     test = {split: table for split, table in prepared.items() if split.startswith("test")}
-    return SentenceData(prepared.get("train"), validation, test, names, spec.metrics, columns)
+    of_task = (spec.label_names or ())[1:2]  # a model's own labels may be in another order
+    positive = next((number for number, name in enumerate(names or ()) if name in of_task), 1)
+    return SentenceData(prepared.get("train"), validation, test, names, spec.metrics, columns, positive)
 
 
 def _guess_columns(table: Dataset) -> tuple[str, ...]:
@@ -266,9 +270,9 @@ def _to_number(label: str | None, place: str) -> float:
     return number
 
 
-def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
-    """`compute_metrics` for `Trainer` with these metrics: accuracy, f1 (of label 1), macro_f1, matthews_correlation,
-    pearson, spearmanr.
+def scorer(names: Sequence[str], positive: int = 1) -> Callable[[Any], Metrics]:
+    """`compute_metrics` for `Trainer` with these metrics: accuracy, f1 (of the class `positive`), macro_f1,
+    matthews_correlation, pearson, spearmanr.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -281,7 +285,7 @@ def scorer(names: Sequence[str]) -> Callable[[Any], Metrics]:
 
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": accuracy_score,
-        "f1": f1_score,
+        "f1": lambda gold, predicted: f1_score(gold == positive, predicted == positive),
         "macro_f1": lambda gold, predicted: f1_score(gold, predicted, average="macro"),
         "matthews_correlation": matthews_corrcoef,
         "pearson": lambda gold, predicted: pearsonr(gold, predicted).statistic if len(gold) > 1 else math.nan,

@@ -252,6 +252,18 @@ def test_scores_follow_their_definitions():
     assert predictions_of(numbers.predictions).tolist() == [1, 2, 10]
 
 
+@pytest.mark.parametrize("known", [None, ["equivalent", "not_equivalent"], ["other", "not_equivalent", "equivalent"]])
+def test_f1_is_that_of_the_tasks_own_class(known):
+    """Of equivalent pairs in MRPC, wherever a model that was trained before has that label."""
+    rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in (1, 1, 1, 0)]
+    data = prepare(tables(rows), GLUE["mrpc"], known=known)
+    predicted = ["equivalent", "equivalent", "not_equivalent", "not_equivalent"]
+    logits = np.eye(data.num_labels)[[data.label_names.index(name) for name in predicted]]
+    output = SimpleNamespace(predictions=logits, label_ids=np.array(data.train["labels"]))
+    scores = scorer(data.metrics, data.positive)(output)
+    assert scores == {"f1": pytest.approx(2 * 2 / (2 * 2 + 1)), "accuracy": 0.75}
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["cola", "sst2", "sst5", "mrpc", "stsb", "rte", "wnli", "qnli", "sick", "trec"])
 def test_real_tasks(shared, name):
