@@ -116,8 +116,12 @@ def _best_spans(starts: np.ndarray, ends: np.ndarray, max_words: int, top_k: int
     sums = starts[:, :, None] + np.lib.stride_tricks.sliding_window_view(behind, longest, axis=1)
     sums = sums.reshape(windows, words * longest)
     count = min(top_k, sums.shape[1])
-    places = np.sort(np.argpartition(-sums, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(sums, places, axis=1), axis=1, kind="stable")  # of equals the first
+    lowest = -np.partition(-sums, count - 1, axis=1)[:, count - 1 : count]  # (windows, 1) the last score that is taken
+    is_better, is_worse = sums > lowest, sums < lowest
+    equal = np.cumsum(~is_better & ~is_worse, axis=1)  # of equals the first, here and below
+    is_taken = is_better | (~is_worse & (equal <= count - is_better.sum(1, keepdims=True)))
+    places = is_taken.nonzero()[1].reshape(windows, count)
+    order = np.argsort(-np.take_along_axis(sums, places, axis=1), axis=1, kind="stable")
     places = np.take_along_axis(places, order, axis=1)
     first, more = np.divmod(places, longest)
     return first, first + more, np.take_along_axis(sums, places, axis=1)

@@ -369,6 +369,19 @@ def test_equal_spans_come_in_the_order_of_the_text():
     assert list(zip(first[0], last[0], strict=True))[:5] == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 7, 30])
+def test_of_equal_spans_the_first_are_taken(top_k):
+    """However many are asked for: as bfloat16 rounds them, many are equal."""
+    starts, ends = np.random.default_rng(0).integers(-1, 3, (2, 40, 12)).astype(np.float32)
+    starts[3], ends[4, 2:] = -np.inf, np.nan
+    first, last, scores = best_spans(starts, ends, 4, top_k)
+    for row in (*range(4), *range(5, 40)):
+        spans = [(i, j) for i in range(12) for j in range(i, min(i + 4, 12)) if starts[row, i] > -np.inf]
+        expected = sorted(spans, key=lambda span: -(starts[row, span[0]] + ends[row, span[1]]))[:top_k]
+        found = scores[row] > -np.inf
+        assert list(zip(first[row, found].tolist(), last[row, found].tolist(), strict=True)) == expected
+
+
 def slow_predictions(questions, windows, starts, ends, max_words, version_2) -> dict[str, list[tuple]]:
     """All answers of each question by falling score, text and score; no answer among them in version 2."""
     everything = {}
