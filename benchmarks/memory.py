@@ -18,10 +18,9 @@ from statistics import median
 
 ROOT = Path(__file__).parents[1]
 TOKENISE = """
-from accelerate import Accelerator
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.training_text import read_text
-text = read_text(parse_arguments(PretrainingArguments), Accelerator())
+text = read_text(parse_arguments(PretrainingArguments))
 print(f"{text.train.num_tokens:,} tokens, {text.train.num_types:,} types")
 """
 VALIDATION = """

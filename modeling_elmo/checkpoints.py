@@ -93,9 +93,9 @@ def save_checkpoint(
         _sync(folder)
 
     try:
-        on_main(accelerator, lambda: _make_empty(unfinished))
-        on_all(accelerator, write_mine)
-        on_main(accelerator, write_shared)
+        on_main(lambda: _make_empty(unfinished))
+        on_all(write_mine)
+        on_main(write_shared)
     except Exception as error:  # a full disk is an OSError here, a RuntimeError in torch, a SafetensorError there
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -355,8 +355,8 @@ def set_up(arguments: argparse.Namespace, state: PartialState) -> tuple[ElmoMode
         settings = settings_of(arguments, model, tokenizer)
         return model, tokenizer, EmbeddingFolder(arguments.output, arguments.format, settings, arguments.overwrite)
 
-    model, tokenizer, folder = on_all(state, prepare)
-    on_main(state, folder.claim)
+    model, tokenizer, folder = on_all(prepare)
+    on_main(folder.claim)
     return model, tokenizer, folder
 
 

@@ -381,7 +381,7 @@ def _share(task: Task, trainer: ElmoTrainer, scores: Mapping[str, Metrics]):
 
 def _new_model(task: Task, args: FinetuningArguments) -> ElmoTaskModel:
     # Files may be there for some processes only.
-    return on_all(args.distributed_state, partial(task.make_model, args))
+    return on_all(partial(task.make_model, args))
 
 
 def _chosen_data(task: Task, args: FinetuningArguments) -> tuple[Dataset | None, dict[str, Dataset]]:
@@ -432,7 +432,7 @@ def run_all(
     """
     if args.resume_from_checkpoint not in (None, *LAST) and len(names) * len(args.seeds) > 1:
         raise ArgumentsError("--resume_from_checkpoint takes one checkpoint to one training; with several pass 'last'")
-    tasks = [on_all(args.distributed_state, partial(make_task, name, args)) for name in names]
+    tasks = [on_all(partial(make_task, name, args)) for name in names]
     for task in tasks[1:]:  # the first one's own training tells at once
         _chosen_data(task, args)
         _new_model(task, args)
@@ -445,7 +445,7 @@ def run_all(
             own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
             Path(own.output_dir).mkdir(parents=True, exist_ok=True)
             if args.do_train and not args.resume_from_checkpoint:
-                on_main(args.distributed_state, partial(_remove_checkpoints, Path(own.output_dir)))
+                on_main(partial(_remove_checkpoints, Path(own.output_dir)))
             results.append(run_task(task, own, trainer_class))
     return results
 

@@ -148,7 +148,7 @@ def run_script(
     try:
         args = parse_arguments(arguments_class, description=description)
         names = task_names(args)
-        on_main(args.distributed_state, partial(check_output_dir, args))  # before another process writes into it
+        on_main(partial(check_output_dir, args))  # before another process writes into it
         make: Any = make_task
         results = run_all(make, names, args, trainer_class)
         if args.process_index == 0:

@@ -117,7 +117,7 @@ class Pretrainer:
         self.is_main = self.accelerator.is_main_process
         resumes, overwrite = args.resume_from_checkpoint is not None, args.overwrite_output_dir
         self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite, read=args.paths_read())
-        on_main(self.accelerator, self.folder.claim)
+        on_main(self.folder.claim)
         with ExitStack() as stack:
             stack.callback(self.folder.unlock)  # if nothing comes of this run
             self._set_up()
@@ -127,8 +127,8 @@ class Pretrainer:
         args = self.args
         self.checkpoint = None
         if (wanted := args.resume_from_checkpoint) is not None:
-            self.checkpoint = on_main(self.accelerator, lambda: find_checkpoint(wanted, self.output_dir))
-        self.text = read_text(args, self.accelerator)
+            self.checkpoint = on_main(lambda: find_checkpoint(wanted, self.output_dir))
+        self.text = read_text(args)
         self._set_up_lanes()
         self._set_up_model()
         self.step = 0
@@ -136,9 +136,9 @@ class Pretrainer:
         self.last_evaluation: dict[str, float] = {}
         self.evaluated_at = -1
         self.gradient_bytes = 0
-        on_main(self.accelerator, self.folder.clear)
+        on_main(self.folder.clear)
         if args.report_to:
-            on_all(self.accelerator, self._start_trackers)
+            on_all(self._start_trackers)
 
     def _start_trackers(self):
         try:
@@ -171,8 +171,8 @@ class Pretrainer:
         args, accelerator = self.args, self.accelerator
         torch.manual_seed(args.seed)
         # Folders may be there for some processes only.
-        model, self.has_new_softmax = on_all(accelerator, lambda: make_model(args, self.text.tokenizer.lm_vocab_size))
-        on_all(accelerator, lambda: check_spelling(model.config, self.text.tokenizer))
+        model, self.has_new_softmax = on_all(lambda: make_model(args, self.text.tokenizer.lm_vocab_size))
+        on_all(lambda: check_spelling(model.config, self.text.tokenizer))
         if args.unigram_bias and (self.has_new_softmax or args.model_name_or_path is None):
             start_from_frequencies(model, self.text.frequencies())
         model.to(accelerator.device)
@@ -479,7 +479,7 @@ class Pretrainer:
                 self.accelerator.scaler.load_state_dict(optimizer_state["scaler"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.checkpoint} does not fit this model: {one_line(error)[:300]}") from error
-        on_main(self.accelerator, lambda: give_up_behind(self.output_dir, self.step))
+        on_main(lambda: give_up_behind(self.output_dir, self.step))
         if different & {"lanes", "text", "seed"}:
             # Other lanes start from zero states; the stream goes on behind the sentences that were taken before.
             taken = position.taken if "text" not in different else np.zeros_like(position.taken)
@@ -504,7 +504,7 @@ class Pretrainer:
         facts = {"steps": self.step, "processes": self.accelerator.num_processes}
         what = (self.output_dir, self.config, weights, self.text, self.args, facts, self.last_evaluation)
         try:
-            on_main(self.accelerator, lambda: write_finished_folder(*what))
+            on_main(lambda: write_finished_folder(*what))
         except Exception as error:  # as for a checkpoint
             raise CheckpointError(
                 f"the finished model could not be written into {self.output_dir} ({error}): mend that (make room, if "

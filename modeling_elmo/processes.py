@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from .arguments import ArgumentsError
 
@@ -25,10 +25,10 @@ def check_launch(accelerator: Accelerator):
         )
 
 
-def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
+def on_main(action: Callable[[], T]) -> T:
     """Call `action` in the main process; its result, or the exception that it raised, reaches all processes."""
     answer: list[Any] = [None, None]
-    if state.is_main_process:
+    if PartialState().is_main_process:
         try:
             answer[0] = action()
         except Exception as error:
@@ -39,7 +39,7 @@ def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
     return answer[0]
 
 
-def on_all(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
+def on_all(action: Callable[[], T]) -> T:
     """Call `action` in every process, which must not wait for others in it; its result. The first exception that one of
     them raised is raised in all."""
     answer, trouble = None, None
@@ -47,18 +47,9 @@ def on_all(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
         answer = action()
     except Exception as error:
         trouble = error
-    for first in filter(None, from_all(state, trouble)):
+    for first in filter(None, gather_object([trouble])):
         raise first
     return answer  # type: ignore[return-value]
-
-
-def from_all(state: Accelerator | PartialState, item: Any) -> list[Any]:
-    """What each process gave, in each process."""
-    items = [item]
-    if state.num_processes > 1:
-        items = [None] * state.num_processes
-        torch.distributed.all_gather_object(items, item)
-    return items
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

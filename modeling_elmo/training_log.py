@@ -67,7 +67,7 @@ class TrainingLog:
     def _on_disk(self, action: Callable[[], None]):
         """Call `action` in the main process; if the disk is full, the run ends in all."""
         try:
-            on_main(self.accelerator, action)
+            on_main(action)
         except OSError as error:
             raise CheckpointError(
                 f"{self.file} cannot be written ({error}): make room and go on with --resume_from_checkpoint auto"

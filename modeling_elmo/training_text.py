@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from .arguments import ArgumentsError, PretrainingArguments
 from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write, write_corpus
 from .lanes import TypeTable
-from .processes import from_all, on_all, on_main
+from .processes import on_all, on_main
 from .sentences import split_sentences
 from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines, way_to_read
 from .tokenization_elmo import ElmoTokenizer
@@ -130,9 +130,7 @@ def _files_of_dataset(folder: str, config: str | None) -> list[str]:
     return find_files([f"{glob.escape(folder)}/**"])
 
 
-def tokenised(
-    args: PretrainingArguments, files: list[str], tokenizer: ElmoTokenizer, hold_out: int, accelerator: Accelerator
-) -> Path:
+def tokenised(args: PretrainingArguments, files: list[str], tokenizer: ElmoTokenizer, hold_out: int) -> Path:
     """The folder of the tokenised text, made if no earlier run has made it; without files, of the data set.
 
     Called by every process of a run; one of them does the work.
@@ -143,7 +141,7 @@ def tokenised(
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     ways = [way_to_read(name) for name in files]
     key = key_of(
-        content=on_main(accelerator, lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
+        content=on_main(lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
         **({"read_as": ways} if any(ways) else {}),  # texts that were tokenised before are known, too
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
@@ -194,23 +192,20 @@ def _what_is_read(args: PretrainingArguments) -> tuple[ElmoTokenizer, list[str],
     return read_tokenizer(args), files, others
 
 
-def read_text(args: PretrainingArguments, accelerator: Accelerator) -> Text:
+def read_text(args: PretrainingArguments) -> Text:
     """Tokenise or open the texts that the arguments name, and get or build the vocabulary.
 
     Raises:
         DataError, ArgumentsError: files, data sets, tokenizers or vocabularies that cannot be used.
     """
-    tokenizer, files, others = on_all(accelerator, lambda: _what_is_read(args))
-    sizes = from_all(accelerator, [os.path.getsize(name) for name in [*files, *others]])
+    tokenizer, files, others = on_all(lambda: _what_is_read(args))
+    sizes = gather_object([[os.path.getsize(name) for name in [*files, *others]]])
     if differing := [number for number, of_process in enumerate(sizes) if of_process != sizes[0]]:
         raise DataError(f"process {differing[0]} has other texts than process 0: give each machine the same files")
     hold_out = 0 if args.validation_file else HOLD_OUT_EVERY
-    folder = tokenised(args, files, tokenizer, hold_out, accelerator)
+    folder = tokenised(args, files, tokenizer, hold_out)
     train = Corpus(folder, TRAIN)
-    if args.validation_file:
-        validation = Corpus(tokenised(args, others, tokenizer, 0, accelerator))
-    else:
-        validation = Corpus(folder, HELD_OUT)
+    validation = Corpus(tokenised(args, others, tokenizer, 0)) if args.validation_file else Corpus(folder, HELD_OUT)
     check_size(args, train, validation)
     if not tokenizer.lm_vocab_size or args.new_vocabulary:
         # vocab_size counts <S>, </S> and <UNK>, which may be words of the text, too.

@@ -16,6 +16,6 @@ def test_one_that_is_told_is_enough(mine, others, expected):
 
 
 def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
-    monkeypatch.setattr(processes, "from_all", lambda _, mine: [mine, ValueError("of another")])
+    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, ValueError("of another")])
     with pytest.raises(ValueError, match="of another"):
-        on_all(SimpleNamespace(num_processes=2), lambda: "all went well here")
+        on_all(lambda: "all went well here")

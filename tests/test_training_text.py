@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 from test_corpus import sentences_of
 from tokenizers.normalizers import Lowercase
 
@@ -29,7 +28,7 @@ def read(tmp_path):
     def read_with(*files: Path, **more) -> Text:
         settings = {"pre_tokenized": True, "data_cache_dir": str(tmp_path / "cache"), **more}
         arguments = PretrainingArguments(output_dir=str(tmp_path / "out"), train_file=[*map(str, files)], **settings)
-        return read_text(arguments, Accelerator(cpu=True))
+        return read_text(arguments)
 
     return read_with
 
@@ -323,7 +322,7 @@ def test_a_text_too_small_to_hold_out_is_told(read, tmp_path):
 
 
 def test_processes_with_other_texts_are_told(read, file, monkeypatch):
-    monkeypatch.setattr(training_text, "from_all", lambda _, sizes: [sizes, sizes, [size + 1 for size in sizes]])
+    monkeypatch.setattr(training_text, "gather_object", lambda mine: [*mine, *mine, [size + 1 for size in mine[0]]])
     with pytest.raises(DataError, match="process 2 has other texts than process 0"):
         read(file)
 
