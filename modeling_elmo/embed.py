@@ -11,7 +11,6 @@ it was. The function `embed` does the same for texts in memory.
 """
 
 import argparse
-import glob
 import importlib.util
 import sys
 import time
@@ -39,7 +38,7 @@ from .products import is_emulated
 from .read_ahead import read_ahead
 from .recurrence_kernel import recurrence_kernel
 from .rust_splitter import checked_words
-from .tables import FILE_TYPES, is_table, rows_of_text, unreadable_table
+from .tables import FILE_TYPES, is_table, rows_of_table
 from .text_files import DataError, ReadingReport, ending_of, find_files, read_lines, without_controls
 from .tokenization_elmo import ElmoTokenizer
 
@@ -285,13 +284,12 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
     """The words of each text of the input, also of the empty ones, so that numbers stay those of the lines."""
     split = str.split if arguments.pre_tokenized else tokenizer.split_words
     files = find_files([arguments.input])
-    kind = kind_of_table(files)
-    if kind is None:
+    if kind_of_table(files) is None:
         if arguments.column is not None:
             raise DataError(f"{arguments.input} has no columns: --column is for tables ({', '.join(FILE_TYPES)})")
         yield from (split(line) for line in read_lines(files, report))
         return
-    for number, row in enumerate(_rows_of_tables(files, FILE_TYPES[kind])):
+    for number, row in enumerate(row for name in files for row in rows_of_table(name)):
         if arguments.column not in row:
             raise DataError(f"{arguments.input} has no column {arguments.column!r}: set --column to one of {list(row)}")
         value = row[arguments.column]
@@ -306,20 +304,6 @@ def read_texts(arguments: argparse.Namespace, tokenizer: ElmoTokenizer, report: 
                 f"row {number} of {arguments.input} has {value!r:.60} in column {arguments.column!r}: only texts and "
                 "lists of words can be embedded"
             )
-
-
-def _rows_of_tables(files: Sequence[str], reader: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    for file in files:
-        if reader == "csv":
-            yield from rows_of_text(file)
-            continue
-        try:
-            # `datasets` takes names for patterns.
-            yield from load_dataset(reader, data_files=glob.escape(file), split="train", streaming=True)
-        except Exception as error:  # it raises whatever its parsers raise
-            raise unreadable_table(file, error) from error
 
 
 def kind_of_table(files: Sequence[str]) -> str | None:

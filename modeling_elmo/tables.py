@@ -100,15 +100,23 @@ def unreadable_table(name: str, error: Exception) -> DataError:
     return DataError(f"{name} cannot be read: {cause[0] if cause else type(error).__name__}")
 
 
-def rows_of_text(name: str) -> Iterator[dict[str, str]]:
-    """The rows of a csv or tsv file, whose first line names the columns: every cell as it stands there.
+def rows_of_table(name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file as `read_table_file` has them, read where they are needed.
 
     Raises:
         DataError: as `read_table_file`, when the place is reached.
     """
-    head, rows = _head_and_rows(name)
-    for row in rows:
-        yield dict(zip(head, row, strict=True))
+    from datasets import load_dataset
+
+    kind = FILE_TYPES[ending_of(name)[1:]]
+    if kind == "csv":
+        head, rows = _head_and_rows(name)
+        yield from (dict(zip(head, row, strict=True)) for row in rows)
+        return
+    try:
+        yield from load_dataset(kind, data_files=glob.escape(name), split="train", streaming=True)
+    except Exception as error:
+        raise unreadable_table(name, error) from error
 
 
 def _head_and_rows(name: str) -> tuple[list[str], Iterator[list[str]]]:
