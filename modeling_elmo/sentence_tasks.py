@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from .tables import files_by_split, is_table, read_table_file
-from .text_files import SPLIT_NAMES, DataError
+from .tables import SPLIT_NAMES, files_by_split, is_table, read_table_file
+from .text_files import DataError
 
 Metrics = dict[str, float]
 # What the names of files begin with, and the split they hold; all but training data have two parts in MNLI.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from .answer_spans import NUM_BOUNDARIES, Answer, Window, best_answers, context_scores, split_texts, window_bounds
-from .tables import load_splits
-from .text_files import DAMAGE, SPLIT_NAMES, DataError, decompressed, unreadable, way_to_read
+from .tables import SPLIT_NAMES, load_splits
+from .text_files import DAMAGE, DataError, decompressed, unreadable, way_to_read
 
 COLUMNS = ("id", "question", "context", "answers")
 PUNCTUATION = str.maketrans("", "", string.punctuation)

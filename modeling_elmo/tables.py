@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands import one_line
-from .text_files import DAMAGE, OPENERS, SPLIT_NAMES, DataError, decompressed, ending_of, unreadable
+from .text_files import DAMAGE, OPENERS, DataError, decompressed, ending_of, unreadable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# What the names of files begin with, and the split they hold.
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 LONGEST_CELL = 2**30  # characters
 TSV = {"delimiter": "\t"}

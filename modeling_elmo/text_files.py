@@ -24,8 +24,6 @@ MAX_LINE_BYTES = 2**24
 BUFFER_BYTES = 2**18
 # How `datasets` and pyarrow call columns of text.
 TEXT_TYPES = ("string", "large_string")
-# What the names of files begin with, and the split they hold.
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 # Cells are read this many at a time: documents may have megabytes each.
 CELLS_PER_BATCH = 256
 # Endings of files whose lines are no texts.
