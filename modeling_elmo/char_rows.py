@@ -1,10 +1,9 @@
-"""Words as rows of character ids, the input of ELMo's character CNN.
+"""The ids of words as rows of bytes, the input of ELMo's character CNN, and rows put together to batches.
 
 A row is [begin of word, UTF-8 bytes, end of word, padding ...] (Jozefowicz et al. 2016, arXiv 1602.02410; Peters et al.
 2018, arXiv 1802.05365). A sentence boundary is a word of one character that no text contains. Every id is stored one
-higher than in the original, so that 0 is free for the mask: a row of zeros is no word at all.
-
-The second half of this file puts rows, or plain ids per word, together to batches.
+higher than in the original, so that 0 is free for the mask: a row of zeros is no word at all. `spelling` makes rows of
+words and words of rows; here rows, or plain ids per word, become batches.
 """
 
 from collections.abc import Sequence
@@ -17,79 +16,9 @@ BEGIN_OF_SENTENCE, END_OF_SENTENCE, BEGIN_OF_WORD, END_OF_WORD, PADDING = range(
 NUM_CHARACTERS = PADDING + 1
 
 
-def check_words(words: Sequence[str]):
-    """Raise a `TypeError` if `words` is a string, or one of its items is no string."""
-    if isinstance(words, str):
-        raise TypeError(f"expected a list of words, got the string {words[:40]!r}: put it into a list")
-    for position, word in enumerate(words):
-        if not isinstance(word, str):
-            raise TypeError(f"every word must be a string, but word {position} is {word!r} ({type(word).__name__})")
-
-
-def utf8_words(words: Sequence[str]) -> list[bytes]:
-    """The UTF-8 bytes of each word; a lone surrogate, which UTF-8 cannot hold, becomes a question mark.
-
-    Raises:
-        TypeError: `words` is a string, or one of its items is no string.
-    """
-    check_words(words)
-    return [word.encode("utf-8", "replace") for word in words]
-
-
 def cut_rows(rows: np.ndarray) -> np.ndarray:
     """Rows (words, max_word_length) without the columns behind the longest word."""
     return rows[:, : np.flatnonzero((rows != PADDING).any(0))[-1] + 1]
-
-
-def encode_words(words: Sequence[str], max_word_length: int = 50) -> np.ndarray:
-    """
-    Rows of character ids. No string is special: `<S>` is a word of three characters.
-
-    Args:
-        words: Any strings. Of each the first `max_word_length - 2` bytes count; like the original, the cut may fall
-            inside a character of several bytes.
-        max_word_length: Ids per row, the two word boundaries included.
-
-    Returns:
-        uint16 array (words, max_word_length).
-
-    Raises:
-        TypeError: `words` is a string, or one of its items is no string.
-    """
-    num_bytes = max_word_length - 2
-    cut = [word[:num_bytes] for word in utf8_words(words)]
-    lengths = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))  # (words,)
-    characters = np.array(cut, dtype=f"S{num_bytes}").view(np.uint8).reshape(-1, num_bytes)  # (words, num_bytes)
-
-    rows = np.full((len(cut), max_word_length), PADDING, dtype=np.uint16)
-    rows[:, 0] = BEGIN_OF_WORD
-    # The lengths, not the zeros behind a word, say where it ends: a word may contain the byte 0.
-    within = np.arange(num_bytes) < lengths[:, None]  # (words, num_bytes)
-    rows[:, 1:-1] = np.where(within, characters + np.uint16(1), np.uint16(PADDING))
-    rows[np.arange(len(cut)), lengths + 1] = END_OF_WORD
-    return rows
-
-
-def boundary_row(character: int, max_word_length: int = 50) -> np.ndarray:
-    """The row of `BEGIN_OF_SENTENCE` or `END_OF_SENTENCE`, uint16 array (max_word_length,)."""
-    row = np.full(max_word_length, PADDING, dtype=np.uint16)
-    row[:3] = BEGIN_OF_WORD, character, END_OF_WORD
-    return row
-
-
-def decode_rows(rows: np.ndarray) -> list[str]:
-    """
-    The words that the rows (words, max_word_length) spell; bytes that are no UTF-8 become U+FFFD. The text of special
-    rows is meaningless.
-
-    Raises:
-        ValueError: an id that no character has.
-    """
-    if rows.size and not 0 <= rows.min() <= rows.max() < NUM_CHARACTERS:
-        raise ValueError(f"character ids lie in [0, {NUM_CHARACTERS - 1}], not in [{rows.min()}, {rows.max()}]")
-    ends = (rows == END_OF_WORD).argmax(axis=1)  # (words,)
-    characters = (rows - 1).astype(np.uint8)  # (words, max_word_length)
-    return [row[1:end].tobytes().decode("utf-8", "replace") for row, end in zip(characters, ends, strict=True)]
 
 
 def axes_and_leaf(ids: Any) -> tuple[int, Any]:

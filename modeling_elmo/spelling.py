@@ -8,21 +8,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .char_rows import (
-    BEGIN_OF_SENTENCE,
-    END_OF_SENTENCE,
-    boundary_row,
-    check_words,
-    decode_rows,
-    encode_words,
-    utf8_words,
-)
+from .char_rows import BEGIN_OF_SENTENCE, BEGIN_OF_WORD, END_OF_SENTENCE, END_OF_WORD, NUM_CHARACTERS, PADDING
 
 # Entries of the dictionaries that stand for no character and no word of a text.
 BOS, EOS, OOV, PAD = DICTIONARY_SPECIALS = ("<bos>", "<eos>", "<oov>", "<pad>")
 # The original looks the two up under each other's names, so "<eow>" is what its words begin with.
-BEGIN_OF_WORD, END_OF_WORD = "<eow>", "<bow>"
+BOW, EOW = "<eow>", "<bow>"
 UNKNOWN = "\ufffd"
+
+
+def check_words(words: Sequence[str]):
+    """Raise a `TypeError` if `words` is a string, or one of its items is no string."""
+    if isinstance(words, str):
+        raise TypeError(f"expected a list of words, got the string {words[:40]!r}: put it into a list")
+    for position, word in enumerate(words):
+        if not isinstance(word, str):
+            raise TypeError(f"every word must be a string, but word {position} is {word!r} ({type(word).__name__})")
 
 
 class ByteSpelling:
@@ -42,19 +43,51 @@ class ByteSpelling:
 
     def boundary(self, which: int) -> np.ndarray:
         """The row of a sentence's begin (0) or end (1), (row_length,)."""
-        return boundary_row(self.boundaries[which], self.max_word_length)
+        row = np.full(self.row_length, PADDING, self.dtype)
+        row[:3] = BEGIN_OF_WORD, self.boundaries[which], END_OF_WORD
+        return row
 
     def rows(self, words: Sequence[str]) -> np.ndarray:
-        """(words, row_length); no string is special."""
-        return encode_words(words, self.max_word_length)
+        """(words, row_length). No string is special: `<S>` is a word of three characters.
+
+        Of each word the first `max_word_length - 2` bytes count; like the original, the cut may fall inside a character
+        of several bytes.
+        """
+        num_bytes = self.max_word_length - 2
+        cut = [word[:num_bytes] for word in self._utf8(words)]
+        lengths = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))  # (words,)
+        characters = np.array(cut, dtype=f"S{num_bytes}").view(np.uint8).reshape(-1, num_bytes)  # (words, num_bytes)
+
+        rows = np.full((len(cut), self.row_length), PADDING, self.dtype)
+        rows[:, 0] = BEGIN_OF_WORD
+        # The lengths, not the zeros behind a word, say where it ends: a word may contain the byte 0.
+        within = np.arange(num_bytes) < lengths[:, None]  # (words, num_bytes)
+        rows[:, 1:-1] = np.where(within, characters + np.uint16(1), np.uint16(PADDING))
+        rows[np.arange(len(cut)), lengths + 1] = END_OF_WORD
+        return rows
 
     def is_truncated(self, words: Sequence[str]) -> np.ndarray:
         """Which words are longer than a row and lose the rest, boolean array (words,)."""
-        return np.array([len(word) > self.max_word_length - 2 for word in utf8_words(words)], dtype=bool)
+        return np.array([len(word) > self.max_word_length - 2 for word in self._utf8(words)], dtype=bool)
 
     def words(self, rows: np.ndarray) -> list[str]:
-        """What the rows (words, row_length) spell; that of special rows means nothing."""
-        return decode_rows(rows)
+        """What the rows (words, row_length) spell, U+FFFD for bytes that are no UTF-8; that of special rows means
+        nothing.
+
+        Raises:
+            ValueError: an id that no character has.
+        """
+        if rows.size and not 0 <= rows.min() <= rows.max() < NUM_CHARACTERS:
+            raise ValueError(f"character ids lie in [0, {NUM_CHARACTERS - 1}], not in [{rows.min()}, {rows.max()}]")
+        ends = (rows == END_OF_WORD).argmax(axis=1)  # (words,)
+        characters = (rows - 1).astype(np.uint8)  # (words, row_length)
+        return [row[1:end].tobytes().decode("utf-8", "replace") for row, end in zip(characters, ends, strict=True)]
+
+    @staticmethod
+    def _utf8(words: Sequence[str]) -> list[bytes]:
+        """The bytes of each word; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+        check_words(words)
+        return [word.encode("utf-8", "replace") for word in words]
 
 
 class DictionarySpelling:
@@ -77,7 +110,7 @@ class DictionarySpelling:
     def __init__(self, char_vocab: Mapping[str, int], word_vocab: Mapping[str, int] | None, max_word_length: int):
         self.max_word_length = max_word_length
         self.row_length = max_word_length + (word_vocab is not None)
-        self._chars = _shifted("char_vocab", char_vocab, (BEGIN_OF_WORD, END_OF_WORD, *DICTIONARY_SPECIALS))
+        self._chars = _shifted("char_vocab", char_vocab, (BOW, EOW, *DICTIONARY_SPECIALS))
         self._symbols = {index: symbol if len(symbol) == 1 else UNKNOWN for symbol, index in self._chars.items()}
         self.boundaries = self._chars[BOS], self._chars[EOS]
         self._words = None
@@ -90,7 +123,7 @@ class DictionarySpelling:
     def boundary(self, which: int) -> np.ndarray:
         """The row of a sentence's begin (0) or end (1), (row_length,)."""
         row = np.full(self.row_length, self._chars[PAD], self.dtype)
-        row[:3] = self._chars[BEGIN_OF_WORD], self.boundaries[which], self._chars[END_OF_WORD]
+        row[:3] = self._chars[BOW], self.boundaries[which], self._chars[EOW]
         if self._words is not None:
             row[-1] = self._boundary_words[which]
         return row
@@ -99,12 +132,12 @@ class DictionarySpelling:
         """(words, row_length). No string is special: a typed `<bos>` is a word of five characters."""
         check_words(words)
         rows = np.full((len(words), self.row_length), self._chars[PAD], self.dtype)
-        rows[:, 0] = self._chars[BEGIN_OF_WORD]
+        rows[:, 0] = self._chars[BOW]
         unknown = self._chars[OOV]
         for row, word in zip(rows, words, strict=True):
             word = word[: self.max_word_length - 2]
             row[1 : len(word) + 1] = [self._chars.get(character, unknown) for character in word]
-            row[len(word) + 1] = self._chars[END_OF_WORD]
+            row[len(word) + 1] = self._chars[EOW]
             if self._words is not None:
                 row[-1] = self._words.get(word, self._unknown_word)  # also of the cut word, as in the original
         return rows
@@ -120,7 +153,7 @@ class DictionarySpelling:
         Raises:
             ValueError: an id that no character has.
         """
-        ends = (rows == self._chars[END_OF_WORD]).argmax(axis=1).tolist()  # (words,)
+        ends = (rows == self._chars[EOW]).argmax(axis=1).tolist()  # (words,)
         try:
             return [
                 "".join(self._symbols[index] for index in row[1:end])

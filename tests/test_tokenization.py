@@ -20,8 +20,8 @@ from transformers import (
     default_data_collator,
 )
 
-from modeling_elmo.char_rows import decode_rows, encode_words
 from modeling_elmo.rust_splitter import MAX_CHARACTERS
+from modeling_elmo.spelling import ByteSpelling
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 VOCAB = ["<S>", "</S>", "<UNK>", "the", "cat", ",", "a\u2028b", "c\u0085d", "n't"]
@@ -92,7 +92,7 @@ def random_words(seed: int, number: int) -> list[str]:
 @pytest.mark.parametrize("length", [3, 4, 20, 50])
 def test_rows_follow_the_format(length):
     words = ODD_WORDS + random_words(length, 300)
-    rows = encode_words(words, length)
+    rows = ByteSpelling(length).rows(words)
     assert rows.dtype == np.uint16 and rows.shape == (len(words), length)
     assert rows.tolist() == [slow_row(word, length) for word in words]
 
@@ -116,7 +116,8 @@ def test_boundary_rows(tokenizer):
 def test_rows_spell_their_words():
     words = [word for word in random_words(1, 300) if len(word.encode("utf-8", "replace")) <= 48]
     readable = [word.encode("utf-8", "replace").decode() for word in words]
-    assert decode_rows(encode_words(words)) == readable
+    spelling = ByteSpelling(50)
+    assert spelling.words(spelling.rows(words)) == readable
 
 
 def test_truncation_of_words_is_reported(tokenizer):
@@ -774,10 +775,11 @@ def test_rows_of_the_original_trainer(shared):
     with np.load(shared / "fixtures" / "bilm_tf_training" / "ref_train_full.npz") as reference:
         batches = [reference[name] for name in reference.files if name.endswith("tokens_characters")]
     assert batches
+    spelling = ByteSpelling(50)
     for rows in batches:
         rows = rows.reshape(-1, 50).astype(np.int64) + 1
         special = (rows[:, 1] == 257) | (rows[:, 1] == 258)
-        assert encode_words(decode_rows(rows[~special])).tolist() == rows[~special].tolist()
+        assert spelling.rows(spelling.words(rows[~special])).tolist() == rows[~special].tolist()
         assert {tuple(row) for row in rows[special].tolist()} <= {tuple(BOS_ROW), tuple(EOS_ROW)}
 
 
