@@ -34,11 +34,10 @@ from .commands import one_line
 from .configuration_elmo import ElmoConfig
 from .corpus import HELD_OUT
 from .evaluation import evaluate, to_device
-from .finished_folder import write_finished_folder, write_model
 from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
-from .output_folder import OutputFolder
+from .output_folder import OutputFolder, write_finished_folder, write_model
 from .processes import check_launch, on_all, on_main
 from .products import is_emulated
 from .read_ahead import read_ahead

@@ -16,8 +16,8 @@ from modeling_elmo import (
     ElmoModel,
 )
 from modeling_elmo.arguments import PretrainingArguments
-from modeling_elmo.finished_folder import source_of
 from modeling_elmo.model_card import converted_card, finetuned_card, model_card, table
+from modeling_elmo.output_folder import source_of
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
 SIDE = {"sentences": 21220, "tokens": 339758, "types": 15777, "unknown_rate": 0.0214, "truncated_rate": 0.00012}
