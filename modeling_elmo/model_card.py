@@ -169,7 +169,6 @@ def model_card(
             "Training data": table(["", "training", "validation"], data_rows(data)),
             "Recipe": f"{recipe_table}\n\nWhatever is not listed had the default of `train.py`.",
         },
-        citations=[PETERS],
         usage=USAGE + LANGUAGE_MODEL_USAGE,
     )
 
@@ -196,7 +195,6 @@ def converted_card(
         has_vocabulary: whether the words did that a softmax predicts.
     """
     files = table(["file", "bytes", "SHA-256"], map(source_row, source_files))
-    has_byte_spelling = config.char_padding_id == PADDING
     return render(
         config,
         repo_name,
@@ -204,7 +202,6 @@ def converted_card(
         metadata=metadata(repo_name, license, language),
         origin="converted from published weights by",
         sections={"Source": f"Files of {source_format}:\n\n{files}"},
-        citations=[PETERS] if has_byte_spelling else [PETERS, CHE],
         usage=USAGE + (LANGUAGE_MODEL_USAGE if "softmax" in parameters and has_vocabulary else ""),
         mix=LEARNT_MIX if has_learnt_mix else NEW_MIX,
     )
@@ -255,7 +252,6 @@ def finetuned_card(
             "Results": table(["split", "metric", ""], rows) if rows else "Nothing was scored.",
             "Recipe": table(["option", "value"], [(f"`{name}`", f"`{value}`") for name, value in recipe.items()]),
         },
-        citations=[PETERS] if config.char_padding_id == PADDING else [PETERS, CHE],
         usage=TUNED_USAGE[pipeline_tag],
         mix=LEARNT_LAYERS,
         limitations=TUNED_LIMITATIONS,
@@ -269,7 +265,6 @@ def render(
     metadata: str,
     origin: str,
     sections: Mapping[str, str],
-    citations: Iterable[str],
     usage: str = USAGE,
     mix: str = NEW_MIX,
     limitations: str = LIMITATIONS,
@@ -291,7 +286,7 @@ def render(
         limitations=limitations,
         reads="reads words as characters" if config.cnn_filters else "looks words up in a table",
         sections="\n\n".join(f"## {title}\n\n{text}" for title, text in {**architecture, **sections}.items()),
-        citations="\n\n".join(citations),
+        citations=PETERS if config.char_padding_id == PADDING else f"{PETERS}\n\n{CHE}",
     )
 
 
