@@ -5,17 +5,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import send_to_device
 
 from .corpus import Corpus
 from .evaluation_mode import evaluation_mode
 from .lanes import FORWARD, TypeTable, read_in_order
 from .training_log import HIGHEST_LOSS, lane_perplexities
-
-
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device, without waiting for it."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 @torch.no_grad()
@@ -40,8 +35,9 @@ def evaluate(
     state: Any = None
     with evaluation_mode(model):
         for window in read_in_order(corpus, num_lanes, steps, mine):
+            batch = send_to_device(table.batch(window), accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                output = model(**to_device(table.batch(window), accelerator.device), state=state)
+                output = model(**batch, state=state)
             state = output.state
             chosen = slice(mine.start, None, mine.step)
             sums[:2, chosen] += output.word_losses.sum(2).cpu()

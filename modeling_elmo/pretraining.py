@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, send_to_device
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,7 +33,7 @@ from .checkpoints import (
 from .commands import one_line
 from .configuration_elmo import ElmoConfig
 from .corpus import HELD_OUT
-from .evaluation import evaluate, to_device
+from .evaluation import evaluate
 from .lanes import Lanes, Position
 from .language_model import Negatives
 from .lstm import ElmoState
@@ -252,7 +252,7 @@ class Pretrainer:
         """Forward and backward of one batch; returns the mean loss of each direction and lane, (2, lanes)."""
         args, accelerator = self.args, self.accelerator
         host_batch, negatives, self.position = next(self.batches)
-        batch = to_device(host_batch, accelerator.device)
+        batch = send_to_device(host_batch, accelerator.device, non_blocking=True)
         self.reset_lanes(index)
         torch.manual_seed(seed_of(args.seed, index, accelerator.process_index))  # dropout
         with accelerator.autocast():
