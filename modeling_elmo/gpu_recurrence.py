@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .gpu_kernels import ALL, PHASES, backward, forward, on_device, runs_layers
-from .recurrence_kernel import LayerResults, step_chunks
+from .packing import step_chunks
+from .recurrence_kernel import LayerResults
 
 DTYPES = (torch.bfloat16, torch.float16)
 SMALLEST_TILE = 64

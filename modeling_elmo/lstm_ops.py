@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from .cpu_kernels import cell_kernels
 from .gpu_cell import gpu_cell_backward, gpu_cell_forward, takes_cell
 from .gpu_recurrence import GpuRecurrence, gpu_recurrence
+from .packing import step_chunks
 from .products import (
     bmm,
     is_faster_one_by_one,
@@ -37,7 +38,7 @@ from .products import (
     repeated_product,
     weight_gradients,
 )
-from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel, step_chunks
+from .recurrence_kernel import LayerResults, RecurrenceKernel, recurrence_kernel
 from .weight_changes import LaidOutWeights
 
 

@@ -1,5 +1,7 @@
 """Where the real words of padded texts lie, so that each step of the LSTM is one slice of them, and back."""
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -114,6 +116,20 @@ def places_turned_around(mask: Tensor) -> Tensor:
     int. Padding stays where it is."""
     steps = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
+
+
+def step_chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = math.inf) -> Iterator[list[int]]:
+    """Steps that follow each other: at most `chunk_size` of them, with at most `most_words` words or one step."""
+    chunk: list[int] = []
+    words = 0
+    for size in batch_sizes:
+        if chunk and (len(chunk) == chunk_size or words + size > most_words):
+            yield chunk
+            chunk, words = [], 0
+        chunk.append(size)
+        words += size
+    if chunk:
+        yield chunk
 
 
 def unpack(layer: Tensor, packing: Packing, shape: torch.Size) -> Tensor:

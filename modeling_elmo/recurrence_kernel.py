@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -174,20 +174,6 @@ class RecurrenceKernel:
         gates = bias.float().unflatten(1, (4, -1))  # (directions, 4, lstm_dim)
         gates = F.pad(gates, (0, -gates.shape[2] % self.lanes)).unflatten(2, (-1, self.lanes))
         return gates.transpose(1, 2).flatten(2).contiguous()
-
-
-def step_chunks(batch_sizes: list[int], chunk_size: int | None, most_words: float = math.inf) -> Iterator[list[int]]:
-    """Steps that follow each other: at most `chunk_size` of them, with at most `most_words` words or one step."""
-    chunk: list[int] = []
-    words = 0
-    for size in batch_sizes:
-        if chunk and (len(chunk) == chunk_size or words + size > most_words):
-            yield chunk
-            chunk, words = [], 0
-        chunk.append(size)
-        words += size
-    if chunk:
-        yield chunk
 
 
 def _threads() -> int:

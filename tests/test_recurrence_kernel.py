@@ -14,7 +14,8 @@ from torch import Tensor
 from modeling_elmo import lstm_ops
 from modeling_elmo.cpu_kernels import ARITHMETIC, NAMES, PLACE, for_each_dtype
 from modeling_elmo.lstm_ops import _backward_steps, _forward_steps, fused_lstm
-from modeling_elmo.recurrence_kernel import RecurrenceKernel, recurrence_kernel, step_chunks
+from modeling_elmo.packing import step_chunks
+from modeling_elmo.recurrence_kernel import RecurrenceKernel, recurrence_kernel
 from modeling_elmo.recurrence_source import GRADIENT, LAYER, SIZES
 
 c_library_module = importlib.import_module("modeling_elmo.c_library")
