@@ -352,17 +352,17 @@ def file_digest(name: str | os.PathLike, on_bytes: Callable[[int], object] = lam
     return digest.digest()
 
 
-def content_hash(files: Sequence[str], progress: bool = False) -> str:
+def content_hash(files: Sequence[str]) -> str:
     """32 hexadecimal digits of what is in the files, in this order; their names do not matter, their boundaries do.
 
-    With `progress`, a bar is drawn if it takes more than two seconds.
+    A bar is drawn if it takes more than two seconds.
 
     Raises:
         DataError: a file that cannot be read.
     """
     whole = hashlib.blake2b(digest_size=16)
     size = sum(os.path.getsize(name) for name in files if os.path.isfile(name))
-    with tqdm(total=size, desc="hashing", unit="B", unit_scale=True, delay=2, disable=not progress) as bar:
+    with tqdm(total=size, desc="hashing", unit="B", unit_scale=True, delay=2) as bar:
         for name in files:
             try:
                 whole.update(file_digest(name, bar.update))

@@ -111,7 +111,7 @@ def dataset_hash(args: PretrainingArguments) -> list[Any]:
     if os.path.isdir(name[0]):
         files = _files_of_dataset(name[0], name[1])
         # Their names tell splits and how they are read.
-        name[0] = [content_hash(files, progress=True), [os.path.relpath(file, name[0]) for file in files]]
+        name[0] = [content_hash(files), [os.path.relpath(file, name[0]) for file in files]]
     elif not args.streaming:
         # Errors are told better where the lines are read.
         with suppress(Exception):
@@ -141,7 +141,7 @@ def tokenised(args: PretrainingArguments, files: list[str], tokenizer: ElmoToken
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     ways = [way_to_read(name) for name in files]
     key = key_of(
-        content=on_main(lambda: content_hash(files, progress=True) if files else dataset_hash(args)),
+        content=on_main(lambda: content_hash(files) if files else dataset_hash(args)),
         **({"read_as": ways} if any(ways) else {}),  # texts that were tokenised before are known, too
         column=args.text_column_name,
         pre_tokenized=args.pre_tokenized,
