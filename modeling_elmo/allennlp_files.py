@@ -349,6 +349,8 @@ def find_files(folder: Path, given: LegacyFiles) -> LegacyFiles:
             if role := _role(path):
                 candidates[role].append(path)
         except ConversionError as error:
+            if isinstance(error.__cause__, ImportError):  # what the file is cannot be told
+                raise
             problems.append(str(error))
 
     def only(role: str, flag: str | None = None) -> Path | None:
