@@ -99,6 +99,9 @@ def unreadable_table(name: str, error: Exception) -> DataError:
     cause = str(error.__cause__ or error).strip().splitlines()
     if isinstance(error.__cause__ or error, StopIteration):
         cause = ["it has no rows"]
+    file = getattr(error, "filename", None)
+    if file not in (None, name, os.path.abspath(name)):
+        return DataError(f"the cache of `datasets` cannot be written ({error}): name another in HF_DATASETS_CACHE")
     return DataError(f"{name} cannot be read: {cause[0] if cause else type(error).__name__}")
 
 

@@ -94,3 +94,9 @@ def test_files_that_cannot_be_read(tmp_path, content, name, message):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         read_table_file(str(tmp_path / name))
+
+
+def test_a_cache_that_cannot_be_written_is_not_laid_to_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "a.json" / "cache"))  # below a file
+    with pytest.raises(DataError, match=r"^the cache of `datasets` cannot be written \(.*HF_DATASETS_CACHE$"):
+        read(tmp_path, "a.json", '[{"text": "a"}]')
