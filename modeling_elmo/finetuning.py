@@ -243,7 +243,8 @@ def with_cache(
     """The collator to train with: with layers from disk if the biLM is frozen, which are computed here if need be."""
     if not args.cache_features or not model.bilm_is_frozen:
         return collate
-    with args.main_process_first(local=False, desc="layers of the biLM"):
+
+    def cached() -> LayerCache:
         folder = args.cache_dir or Path(str(args.output_dir), CACHE_FOLDER)
         cast(Any, model).to(args.device)
         try:
@@ -255,7 +256,10 @@ def with_cache(
                 f"the layers cannot be kept in {folder} ({error}): make room, name another folder with --cache_dir, or "
                 "compute them each time with --cache_features false"
             ) from error
-    return CachedCollator(collate, cache)
+        return cache
+
+    # The others wait at the cache's lock: at a barrier their patience would end after half an hour.
+    return CachedCollator(collate, on_all(args.distributed_state, cached))
 
 
 def _encoded(dataset: Dataset, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -56,7 +57,7 @@ def metrics_over_seeds(results: Sequence[Result]) -> dict[str, list[float]]:
 def mean_and_deviation(values: Sequence[float]) -> str:
     """ "0.8123 ± 0.0045", or the value alone if there is one."""
     mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.4f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.4f}"  # a metric may be no number
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

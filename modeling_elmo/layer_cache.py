@@ -106,8 +106,9 @@ class LayerCache:
         with FileLock(self.folder / "lock"):
             self._read_index()
             window: dict[bytes, np.ndarray] = {}
-            words = 0
-            with tqdm(total=total, unit=" examples", desc="layers of the biLM") as bar:
+            words = examples = 0
+            # Delayed, it is never seen where all is there already, as in all processes but one.
+            with tqdm(total=total, unit=" examples", desc="layers of the biLM", delay=1) as bar:
                 for batch in encoded:
                     for rows in _texts(batch):
                         for text in rows:
@@ -115,11 +116,14 @@ class LayerCache:
                             if key not in self.places and key not in window:
                                 window[key] = text
                                 words += len(text)
+                    examples += len(batch["input_ids"])
                     if words >= WORDS_PER_WINDOW:
                         self._write(window)
-                        window, words = {}, 0
-                    bar.update(len(batch["input_ids"]))
+                        bar.update(examples)
+                        window, words, examples = {}, 0, 0
                 self._write(window)
+                if window or bar.n:
+                    bar.update(examples)
             self._map_data()
 
     @torch.no_grad()

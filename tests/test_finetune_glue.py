@@ -2,10 +2,15 @@
 
 import csv
 import json
+import math
+import os
 import shutil
 import signal
+import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -21,7 +26,8 @@ from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
-from modeling_elmo.finetuning_report import confusion_table
+from modeling_elmo.finetuning_report import confusion_table, mean_and_deviation
+from modeling_elmo.layer_cache import LayerCache
 
 WORDS = ["the", "cat", "sat", "on", "mats"]
 WIDER = {**TINY, "cnn_filters": [[1, 16], [2, 32], [3, 32]], "projection_dim": 16}
@@ -459,6 +465,32 @@ def test_layers_that_cannot_be_kept(run, tmp_path, capsys):
     assert "compute them each time with --cache_features false" in capsys.readouterr().err
 
 
+def slow_layers():
+    """They take longer than processes wait for each other."""
+    start, compute = torch.distributed.init_process_group, LayerCache._write
+    patch("torch.distributed.init_process_group", partial(start, timeout=timedelta(seconds=6))).start()
+    patch.object(LayerCache, "_write", lambda self, window: (window and time.sleep(8), compute(self, window))).start()
+
+
+def test_layers_may_take_longer_than_processes_wait_for_each_other(values, tmp_path):
+    flags = {**values, "max_train_samples": 8, "do_eval": False, "do_predict": False, "use_cpu": None}
+    code, told = forked(command_line(flags), tmp_path / "told", 2, script="finetune_glue", prepare=slow_layers)
+    assert code == 0, told
+
+
+def full_disk_of_the_second_process():
+    if os.environ["RANK"] == "1":
+        patch.object(LayerCache, "add", side_effect=OSError("No space left on device")).start()
+
+
+def test_layers_that_one_process_cannot_keep(values, tmp_path):
+    flags = {**values, "use_cpu": None}
+    code, told = forked(
+        command_line(flags), tmp_path / "told", 2, script="finetune_glue", prepare=full_disk_of_the_second_process
+    )
+    assert code == 2 and told.count("(No space left on device): make room") == 1 and "Traceback" not in told, told
+
+
 def bad_rows(tmp_path, rows) -> Path:
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -546,6 +578,11 @@ def test_nothing_is_overwritten_unless_asked_for(run, tmp_path, capsys):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"  # what is not of a run stays
+
+
+def test_a_metric_that_is_no_number_has_no_deviation():
+    """Such as the correlation with predictions that are all the same."""
+    assert mean_and_deviation([0.5, math.nan]) == "nan ± nan" and mean_and_deviation([0.25, 0.75]) == "0.5000 ± 0.3536"
 
 
 def test_rows_of_the_confusion_table_are_the_right_labels():

@@ -1,7 +1,9 @@
 """The cache of layers: what it gives is what the model computes, whatever is asked again, added later or cut off."""
 
+import itertools
 import pickle
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -102,6 +104,15 @@ def test_one_process_adds_at_a_time(tokenizer, tmp_path, monkeypatch):
         assert not computes.wait(0.5)
     thread.join()
     assert computes.is_set() and cache.num_bytes
+
+
+def test_a_bar_is_seen_where_something_is_computed(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tqdm.std.time", partial(next, itertools.count()))  # each look at the clock takes a second
+    cache, single = LayerCache(tmp_path, make_classifier()), encode(tokenizer, SINGLE)
+    cache.add([single], total=4)
+    assert "layers of the biLM: 100%" in capsys.readouterr().err
+    cache.add([single], total=4)
+    assert not capsys.readouterr().err
 
 
 def test_another_bilm_has_a_folder_of_its_own(tokenizer, tmp_path):
