@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def read_recipe(path: str) -> dict[str, Any]:
         recipe = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentsError(f"cannot read the recipe {path!r}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # of dates and numbers, too
         raise ArgumentsError(f"the recipe {path!r} is not valid YAML: {one_line(error)}") from error
     if recipe is None:
         return {}
@@ -102,26 +103,30 @@ def checked_value(value: Any, kind: str, name: str) -> Any:
         kind: the type, such as "float" or "list[str]".
         name: what the value is, for the message.
     """
+    shown = reprlib.repr(value)  # lists that refer to lists may be short in YAML, and endless when written out
     if kind.startswith("list"):
         if not isinstance(value, list):
-            raise ArgumentsError(f"{name} must be a list, not {value!r}")
+            raise ArgumentsError(f"{name} must be a list, not {shown}")
         return [checked_value(item, kind[len("list[") : -1], f"each of {name}") for item in value]
     if isinstance(value, list | dict):
-        raise ArgumentsError(f"{name} must be a single value, not {value!r}")
+        raise ArgumentsError(f"{name} must be a single value, not {shown}")
     if kind in ("int", "float"):
         # A quoted or exponent-only number ("1e-3" is text in YAML) is read as the flag would be.
         try:
             number = int(value) if kind == "int" else float(value)
+            is_number = not isinstance(value, bool) and number == float(value)  # which NaN is not
         except (ValueError, TypeError, OverflowError):
-            number = math.nan
-        if isinstance(value, bool) or math.isnan(number) or (kind == "int" and number != float(value)):
-            raise ArgumentsError(f"{name} must be a number ({kind}), not {value!r}")
+            is_number = False
+        if not is_number:
+            raise ArgumentsError(f"{name} must be a number ({kind}), not {shown}")
         return number
     if kind == "bool" and not isinstance(value, bool):
         raise ArgumentsError(f"{name} must be true or false, not {value!r}")
     if kind == "str" and not isinstance(value, str):
         # YAML reads the language `no` as false, and `2024-01-01` as a date.
         raise ArgumentsError(f"{name} must be text, which YAML reads as {value!r}: put it in quotes")
+    if kind == "str" and "\0" in value:
+        raise ArgumentsError(f"{name} must be text without NUL, not {shown}")
     return value
 
 

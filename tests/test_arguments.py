@@ -86,11 +86,25 @@ def test_the_recipes_of_the_project_can_be_read(file):
         ("push_to_hub: null\n", "push_to_hub .* true or false"),
         ("- a\n- b\n", "must hold lines of the form"),
         ("a: [1\n", "not valid YAML"),
+        ("a: " + 5000 * "[", "not valid YAML"),
+        ("license: 2024-13-45\n", "not valid YAML"),
+        ("seed: !!int x\n", "not valid YAML"),
+        ("streaming: !!bool x\n", "not valid YAML"),
+        (f"seed: 1{400 * '0'}\n", "seed .* must be a number"),
+        ('license: "a\\0b"\n', "license .* must be text without NUL"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):
     with pytest.raises(ArgumentsError, match=message):
         parse(recipe(tmp_path, text), *NEEDED)
+
+
+def test_lists_of_lists_are_not_written_out(tmp_path):
+    """Ten million words by references to references."""
+    text = "".join(f", &l{level} [{', '.join(10 * [f'*l{level - 1}'])}]" for level in range(1, 7))
+    with pytest.raises(ArgumentsError, match="must be a list") as error:
+        parse(recipe(tmp_path, f"train_file: {{a: [&l0 {10 * ['x']}{text}]}}\n"), *NEEDED)
+    assert len(str(error.value)) < 2**20
 
 
 def test_a_recipe_that_is_not_there_is_named():
