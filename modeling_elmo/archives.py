@@ -75,6 +75,7 @@ def _unpack(archive: Path, folder: Path):
             with tarfile.open(archive, tarinfo=Member) as file:
                 for member in file.getmembers():
                     _check(archive, member.name, member.isfile() or member.isdir())
+                    member.mtime = 0  # nobody asks for it, and it may be infinite
                 _check_size(archive, sum(member.size for member in file.getmembers()), folder)
                 while file.fileobj and file.fileobj.read(2**20):
                     pass  # to the checksum at the end: damage inside is taken for the end of the archive
@@ -85,7 +86,7 @@ def _unpack(archive: Path, folder: Path):
 
 def _check(archive: Path, member: str, is_regular: bool):
     path = PurePosixPath(member.replace("\\", "/"))
-    if not is_regular or ".." in path.parts or path.is_absolute() or PureWindowsPath(path).drive:
+    if not is_regular or "\0" in member or ".." in path.parts or path.is_absolute() or PureWindowsPath(path).drive:
         raise ConversionError(
             f"{archive} has a member {member!r} that is a link or points outside the folder: the archive is damaged or "
             "hostile, and nothing was unpacked"

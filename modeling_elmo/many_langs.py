@@ -8,6 +8,7 @@ The biLM is that of Peters et al.; the word encoder spells by Unicode characters
 a vector for each frequent word beside the character CNN (`spelling.DictionarySpelling`, `config.word_embedding_dim`).
 """
 
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from torch import Tensor
 from .allennlp_archive import read_state_dict
 from .allennlp_files import read_json
 from .allennlp_format import ConversionError, ConversionWarning, count_of, listing
-from .archives import unpacked
+from .archives import DAMAGES, unpacked
 from .configuration_elmo import ElmoConfig
 from .spelling import PAD, DictionarySpelling
 
@@ -54,7 +55,7 @@ def is_many_langs(src: Path) -> bool:
         try:
             with zipfile.ZipFile(src) as archive:
                 return set(WEIGHTS) <= {PurePosixPath(name).name for name in archive.namelist()}
-        except (zipfile.BadZipFile, OSError, UnicodeDecodeError):
+        except (*DAMAGES, OSError, UnicodeDecodeError):
             return False
     return False
 
@@ -139,8 +140,8 @@ def _read_dictionary(path: Path) -> dict[str, int]:
     # As codecs.open reads them: U+0085 and U+2028 end a line there, too.
     for number, line in enumerate(text.splitlines(), start=1):
         symbol, _, index = line.strip().rpartition("\t")
-        if not index.isdecimal():
-            raise ConversionError(f"{path}, line {number}: {line!r} is no symbol with a number behind a tab")
+        if not re.fullmatch(r"\d{1,9}", index):
+            raise ConversionError(f"{path}, line {number}: {line!r:.60} is no symbol with a number behind a tab")
         entries[symbol or "\u3000"] = int(index)  # the ideographic space is white space
     return entries
 

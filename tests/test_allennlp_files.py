@@ -1,10 +1,12 @@
 """Files of legacy models: which are found where, in folders and archives, and what is said of those that are none."""
 
 import gzip
+import io
 import json
 import shutil
 import stat
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -289,6 +291,16 @@ def test_archive_with_a_link(legacy, tmp_path, dst):
         archive.write(legacy / "weights.hdf5", "model.hdf5")
         archive.writestr(link, "/etc/passwd")
     assert_refused(tmp_path / "x.zip", dst, r"options\.json.*link")
+
+
+def test_archive_with_headers_that_no_disk_can_hold(legacy, tmp_path, dst):
+    """Times of change beside all calendars are passed over, and names with NUL refused."""
+    for name, value, message in (("mtime", "1e300", "no options JSON"), ("path", "a\0b", "points outside")):
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            member = tarfile.TarInfo("model.hdf5")
+            member.size, member.pax_headers = (legacy / "weights.hdf5").stat().st_size, {name: value}
+            archive.addfile(member, io.BytesIO((legacy / "weights.hdf5").read_bytes()))
+        assert_refused(tmp_path / "x.tar", dst, message)
 
 
 def test_bad_archives(legacy, tmp_path, dst):

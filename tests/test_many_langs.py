@@ -164,6 +164,8 @@ def damage(folder: Path, how: str):
         (folder / "char.dic").write_text("a\t0\nb\t1\n")
     elif how == "no_numbers":
         (folder / "char.dic").write_text("a b\n")
+    elif how == "long_number":
+        (folder / "char.dic").write_text(f"a\t{5000 * '9'}\n")
     elif how == "truncated":
         (folder / "encoder.pkl").write_bytes((folder / "encoder.pkl").read_bytes()[:500])
     elif how == "nan":
@@ -206,6 +208,7 @@ def damage(folder: Path, how: str):
         ("short_dictionary", "word.dic has 4 entries, but there are vectors for 9"),
         ("no_symbols", "char_vocab lacks <eow> <bow> <bos> <eos> <oov> <pad>"),
         ("no_numbers", "char.dic, line 1: 'a b' is no symbol with a number behind a tab"),
+        ("long_number", "char.dic, line 1: .* is no symbol with a number behind a tab"),
         ("truncated", "encoder.pkl is damaged, or holds something else than tensors"),
         ("nan", "NaN or infinite"),
         ("layer_missing", "original: its weights are not whole .'backward_layer_1.input_linearity.weight'"),
@@ -247,6 +250,15 @@ def test_a_clip_of_0_is_none(tmp_path):
     assert main([str(folder), str(tmp_path / "ours")]) == 0
     config = ElmoModel.from_pretrained(tmp_path / "ours").config
     assert config.cell_clip is None and config.proj_clip is None
+
+
+def test_a_zip_archive_of_another_version_is_told(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("encoder.pkl", b"")
+    content = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(content.replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff"))
+    assert main([str(tmp_path / "x.zip"), str(tmp_path / "ours")]) == 2
+    assert "x.zip is damaged or encrypted (zip file version 25.5)" in capsys.readouterr().err
 
 
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path, capsys):
