@@ -124,7 +124,7 @@ def read_rows(name: str) -> Iterator[Mapping[str, Any]]:
         raise unreadable(name, error) from error
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError: of JSON, and numbers with thousands of digits
         content = json_lines(text, name)
     if isinstance(content, Mapping):
         content = content.get("data", [content])
@@ -142,7 +142,7 @@ def json_lines(text: str, name: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{name}, line {number} is not JSON: {error}") from error
     return rows
 
@@ -208,7 +208,7 @@ def answers_of(answers: Any, where: str) -> list[tuple[str, int]]:
             pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
         if not all(isinstance(text, str) and start == int(start) for text, start in pairs):
             raise TypeError("a text or a start of another type")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: of infinity
         raise DataError(
             f"{where}: answers must be {{'text': [...], 'answer_start': [...]}} with as many of both, "
             f"not {answers!r:.80} ({type(error).__name__} {error})"

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import time
 
 import numpy as np
@@ -172,6 +173,7 @@ def test_test_data_need_no_answers(tmp_path):
         ([{**ROWS[0], "answers": {"text": ["1990"]}}], "answers must be"),
         ([{**ROWS[0], "answers": {"text": ["1990"], "answer_start": ["here"]}}], "answers must be"),
         ([{**ROWS[0], "answers": [{"text": 5, "answer_start": 0}]}], "answers must be"),
+        ([{**ROWS[0], "answers": [{"text": "1990", "answer_start": math.inf}]}], "answers must be"),
         ([[1]], "entry 1 must be an object with id, question, context, answers"),
         ([{"title": "x", "paragraphs": [{"qas": [{"id": "1"}]}]}], "article 1 is not as in SQuAD's files"),
         ([{"title": "x", "paragraphs": 5}], "article 1 is not as in SQuAD's files"),
@@ -186,6 +188,8 @@ def test_bad_rows_are_told(rows, message, tmp_path):
     ("content", "name", "message"),
     [
         ('{"id": 1}\n{"id": 2\n', "x.jsonl", "x.jsonl, line 2 is not JSON"),
+        ("[" * 100_000, "x.json", "line 1 is not JSON"),
+        ('{"id": 1}\n{"id": ' + "9" * 5000 + "}", "x.jsonl", "line 2 is not JSON"),
         ("5", "x.json", "no list of questions"),
         ('{"data": 5}', "x.json", "no list of questions"),
         (b"\xff\xfe{}", "x.json", "is damaged"),
