@@ -2,10 +2,11 @@
 
 A checkpoint is a folder `checkpoint-<step>`: the model as `save_pretrained` writes it, `optimizer.pt` (optimizer,
 schedule, loss scale), `lanes-<process>.safetensors` (what each process keeps of its lanes), `stream.safetensors` (the
-position in the text) and `trainer_state.json` with the hash of each file. Orders, dropout and negatives are
-functions of the seed and the step, so there is no other random state to keep.
+position in the text) and `trainer_state.json` with the hash of each file and of all else in it. Orders, dropout and
+negatives are functions of the seed and the step, so there is no other random state to keep.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -85,7 +86,8 @@ def save_checkpoint(
         tensors = {name: torch.from_numpy(values) for name, values in position._asdict().items()}
         save_file(tensors, unfinished / "stream.safetensors")
         files = {file.name: file_digest(file).hex() for file in sorted(unfinished.iterdir())}
-        (unfinished / STATE_FILE).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2) + "\n")
+        state = {"step": step, **facts, "files": files}
+        (unfinished / STATE_FILE).write_text(json.dumps({**state, "hash": _hash_of(state)}, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
         _delete(target)
@@ -108,6 +110,10 @@ def save_checkpoint(
             delete_old(folder, keep)
         except OSError as error:  # the run can go on, and all processes do
             print(f"an older checkpoint could not be deleted: {error}")
+
+
+def _hash_of(facts: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _make_empty(folder: Path):
@@ -202,10 +208,12 @@ def check(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         facts = read_facts(checkpoint)
+        if facts.pop("hash", None) not in (None, _hash_of(facts)):  # older ones have none
+            raise ValueError(f"{STATE_FILE} is not what was written")
         for name, digest in facts["files"].items():
-            if file_digest(checkpoint / name).hex() != digest:
+            if file_digest(checkpoint / Path(name).name).hex() != digest:
                 raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error})") from error
     return facts
 

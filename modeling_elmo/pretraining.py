@@ -464,8 +464,8 @@ class Pretrainer:
         assert self.checkpoint is not None
         facts = read_facts(self.checkpoint)  # checked when it was found
         different = compare_facts(self.checkpoint, facts, self.facts(), self.args.resume_with_changes)
-        self._plan_the_rest(facts)
         try:
+            self._plan_the_rest(facts)
             weights, optimizer_state, lanes, position = load_checkpoint(self.checkpoint)
             with rates_kept(self.optimizer):
                 if self.is_sharded:

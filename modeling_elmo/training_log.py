@@ -76,7 +76,8 @@ class TrainingLog:
     def _forget_behind(self, step: int, max_steps: int):
         """Take out the lines behind a step, any that was cut off, and the last evaluation, which comes again."""
         if self.file.is_file():
-            lines = [line for line in self.file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+            text = self.file.read_text(errors="replace")
+            lines = [line for line in text.splitlines(keepends=True) if _step_of(line) <= step]
             lines = [line for line in lines if _step_of(line) < max_steps or "eval_loss" not in json.loads(line)]
             unfinished = self.file.with_name(f"{UNFINISHED}{LOG_FILE}")
             unfinished.write_text("".join(lines))
@@ -149,8 +150,8 @@ class TrainingLog:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the log; infinity for a line that was cut off."""
+    """The step of a line of the log; infinity for a line that was cut off or damaged."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

@@ -24,7 +24,7 @@ from modeling_elmo.evaluation import evaluate
 from modeling_elmo.lanes import Position, TypeTable
 from modeling_elmo.lstm import ElmoState
 from modeling_elmo.pretraining import Pretrainer, seed_of
-from modeling_elmo.text_files import ReadingReport
+from modeling_elmo.text_files import ReadingReport, file_digest
 
 
 def test_it_learns_and_leaves_a_folder_that_auto_classes_load(run, folder, tmp_path):
@@ -475,6 +475,37 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(run, folder, tm
     assert "checkpoint-8 is damaged" in told and f"resumed from {output / 'checkpoint-4'} at step 4" in told
     assert same_weights(whole, output)
     check(output / "checkpoint-8")
+
+
+def test_a_flipped_bit_in_the_state_of_a_checkpoint_is_told(run, folder, tmp_path, capsys):
+    """Else the run would go on from another step, without a word."""
+    output = tmp_path / "out"
+    run(*flags(folder, output, save_steps=4))
+    file = output / "checkpoint-8/trainer_state.json"
+    text = file.read_text()
+    older = {name: value for name, value in json.loads(text).items() if name != "hash"}
+    states = {
+        text.replace('"step": 8', '"step": 9'): "is damaged (trainer_state.json is not what was written)",
+        100_000 * "[": "is damaged (maximum recursion depth",
+        json.dumps({**older, "step": None}): "does not fit this model",
+        json.dumps({**older, "files": {"/dev/null": file_digest("/dev/null").hex()}}): "is damaged ([Errno 2]",
+    }
+    for state, message in states.items():
+        file.write_text(state)
+        assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-8")) == 2
+        assert message in capsys.readouterr().err
+    file.write_text(json.dumps(older))
+    assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-8")) == 0
+
+
+def test_damaged_lines_of_the_log_are_left_out(run, folder, tmp_path):
+    output = tmp_path / "out"
+    run(*flags(folder, output, save_steps=4, max_steps=4))
+    expected = timeless_log(output)[:-1]  # the last evaluation comes again
+    with open(output / "log.jsonl", "ab") as log:
+        log.write(b'{"step": "a"}\n{"step": null}\n' + 100_000 * b"[" + b"\n\xff\xfe\0\n")
+    assert run(*flags(folder, output, max_steps=6, resume_from_checkpoint="last")) == 0
+    assert timeless_log(output)[: len(expected)] == expected
 
 
 def test_what_is_no_checkpoint_is_named(run, folder, tmp_path, capsys):
