@@ -1,11 +1,12 @@
 """The configuration of an ELMo: every number that shapes its weights or its outputs."""
 
-import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+LARGEST = 2**63
+MAX_LAYERS = 1000  # else a config of a few bytes would fill the memory with modules
 # Which class each Auto class finds when the model is loaded as remote code. Each value is "<file>.<class>".
 AUTO_MAP = {
     "AutoConfig": "configuration_elmo.ElmoConfig",
@@ -239,12 +240,15 @@ class ElmoConfig(PreTrainedConfig):
             "head_dim",
         ]
         for name in positive + [name for name in optional if getattr(self, name) is not None]:
-            if not getattr(self, name) > 0:  # so that NaN is refused too
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < LARGEST:  # so that NaN is refused too
+                raise ValueError(f"{name} must be greater than 0, and less than 2**63, not {getattr(self, name)}")
         if self.num_highway_layers < 0:
             raise ValueError(f"num_highway_layers must be 0 or more, not {self.num_highway_layers}")
-        if not math.isfinite(self.forget_bias):
-            raise ValueError(f"forget_bias must be a finite number, not {self.forget_bias}")
+        for name in ("num_hidden_layers", "num_highway_layers"):
+            if getattr(self, name) > MAX_LAYERS:
+                raise ValueError(f"{name} must be at most {MAX_LAYERS}, not {getattr(self, name)}")
+        if not abs(self.forget_bias) < LARGEST:
+            raise ValueError(f"forget_bias must be between -2**63 and 2**63, not {self.forget_bias}")
         for name in ("dropout", "feature_dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")

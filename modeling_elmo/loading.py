@@ -24,7 +24,7 @@ from .tokenization_elmo import ElmoTokenizer
 
 # What transformers, huggingface_hub and safetensors raise for folders that are no model or a damaged one.
 FAILURES = (
-    *(OSError, RuntimeError, ValueError, TypeError, LookupError),
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(SafetensorError, StrictDataclassError, UnpicklingError),
 )
 

@@ -47,6 +47,8 @@ DAMAGES = {
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
     "another model": (lambda folder: change_config(folder, model_type="bert"), "model_type 'bert', not 'elmo'"),
     "no number": (lambda folder: change_config(folder, projection_dim="x"), "projection_dim"),
+    "no type": (lambda folder: change_config(folder, dtype="abc"), "has no attribute 'abc'"),
+    "no labels": (lambda folder: change_config(folder, id2label=5), "has no attribute 'items'"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
     "half a file": (half_of_the_file, "has no ELMo model: .*header"),
     "a weight less": (lambda folder: change_weights(folder, {WEIGHT: None}), rf"lacks weights \({WEIGHT}\)"),
