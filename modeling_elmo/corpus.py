@@ -203,13 +203,19 @@ class Corpus:
             self.has_repeated_types: bool = facts["has_repeated_types"]
             self.max_word_length: int = facts["max_word_length"]
             self.report = ReadingReport(**facts["report"])
-            for name, size in facts["bytes"].items():
+            sizes = {
+                "rows.bin": 2 * (self.num_types + 2) * self.max_word_length,
+                f"{part}/words.bin": 4 * self.num_tokens,
+                f"{part}/starts.bin": 8 * (self.num_sentences + 1),
+                f"{part}/counts.bin": 8 * self.num_types,
+            }
+            for name, size in (facts["bytes"] | sizes).items():
                 if (found := (self.folder / name).stat().st_size) != size:
                     raise ValueError(f"{name} has {found} bytes, not {size}")
             # Closed when the corpus goes.
             self._words = open(self.folder / part / "words.bin", "rb", buffering=0)  # noqa: SIM115
             self._starts = open(self.folder / part / "starts.bin", "rb", buffering=0)  # noqa: SIM115
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the tokenised text in {folder} is damaged ({error}): delete that folder") from error
 
     @property

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -332,3 +333,18 @@ def test_a_damaged_corpus_names_its_folder(write, name):
     file.unlink()
     with pytest.raises(DataError, match="delete that folder"):
         Corpus(folder)
+
+
+def test_facts_that_contradict_the_files_are_damage(write):
+    """Else characters, say, would be read with another width, without a word."""
+    file = write(TEXT) / "corpus.json"
+    text = file.read_text()
+    facts = json.loads(text)
+    damaged = [{**facts, name: value} for name, value in {"max_word_length": 10, "types": 3, "bytes": []}.items()]
+    damaged += [{**facts, "parts": {TRAIN: value}} for value in ({**facts["parts"][TRAIN], "sentences": 999}, "x")]
+    for content in (*map(json.dumps, damaged), 100_000 * "["):
+        file.write_text(content)
+        with pytest.raises(DataError, match="delete that folder"):
+            Corpus(file.parent)
+    file.write_text(text)
+    Corpus(file.parent)
