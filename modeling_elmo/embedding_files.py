@@ -113,7 +113,7 @@ class EmbeddingFolder:
             raise EmbeddingError(f"{self.output} exists: choose another file, or replace it with --overwrite")
         written = self.folder / SETTINGS
         if written.is_file():
-            earlier = json.loads(written.read_text())
+            earlier = _read_settings(written)
             different = [
                 f"{name} ({earlier.get(name)!r}, now {self.settings.get(name)!r})"
                 for name in sorted({*earlier, *self.settings})
@@ -159,7 +159,21 @@ class EmbeddingFolder:
                 _merge_hdf5(scratch, paths)
         except OSError as error:
             raise OSError(f"{self.output} cannot be put together ({error}): make room, and run this again") from error
+        for part in paths:  # before the settings, by which what is left of them is known
+            part.unlink()
         shutil.rmtree(self.folder)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise EmbeddingError(
+            f"{path} is damaged ({error}): choose another output, or replace the embeddings with --overwrite"
+        ) from error
+    return settings
 
 
 def _write_parquet(path: Path, part: Part):
@@ -217,13 +231,24 @@ def _merge_hdf5(path: Path, parts: list[Path]):
     # Where a disk or a quota is full, HDF5's own writes crash the process, and those of Python's files raise an error.
     with path.open("w+b") as content, h5py.File(content, "w") as merged:
         for part in tqdm(parts, desc="putting together", unit=" parts"):
-            with h5py.File(part) as file:
-                names = sorted((name for name in file if name != "texts"), key=int)
-                for name, text in zip(names, json.loads(file["texts"][()]), strict=True):
-                    merged.create_dataset(name, data=file[name][...])
-                    index[text] = name
+            for name, (text, embedding) in _read_hdf5(part).items():
+                merged.create_dataset(name, data=embedding)
+                index[text] = name
         texts = merged.create_dataset("sentence_to_index", (1,), dtype=h5py.special_dtype(vlen=str))
         texts[0] = json.dumps(index)
+
+
+def _read_hdf5(part: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Text and embedding by the number of the text."""
+    import h5py
+
+    try:
+        with h5py.File(part) as file:
+            names = sorted((name for name in file if name != "texts"), key=int)
+            texts = json.loads(file["texts"][()])
+            return {name: (text, file[name][...]) for name, text in zip(names, texts, strict=True)}
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise EmbeddingError(f"{part} is damaged ({error}): delete it, and run this again") from error
 
 
 def read_parts(folder: str | Path) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas
@@ -16,7 +17,7 @@ from tokenizers.normalizers import Lowercase
 from torch import Tensor
 from training_runs import Forked, forked
 
-from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
+from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer, embedding_files
 from modeling_elmo import embed as embed_module
 from modeling_elmo.char_rows import PADDING
 from modeling_elmo.embed import batches, distinct_batch, embed, main, pool, windows
@@ -324,6 +325,44 @@ def test_what_a_killed_command_left_in_the_first_part_is_no_hindrance(folder, co
     assert run(folder, corpus, output) == 0
     assert len(read_parquet(output)) == len(LINES)
     assert sorted(path.name for path in output.iterdir()) == [".embed.json", "part-000000.parquet"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", 100_000 * b"["])
+def test_damaged_settings_are_told(folder, corpus, tmp_path, capsys, content):
+    argv = [str(folder), str(corpus), str(tmp_path / "vectors")]
+    assert main(argv) == 0
+    (tmp_path / "vectors/.embed.json").write_bytes(content)
+    assert main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert ".embed.json is damaged" in error and "--overwrite" in error
+    assert main([*argv, "--overwrite"]) == 0
+
+
+def test_a_command_killed_behind_the_hdf5_file_is_no_hindrance(folder, corpus, tmp_path, monkeypatch, capsys):
+    argv = [str(folder), str(corpus), str(tmp_path / "vectors.hdf5")]
+
+    def killed(path: Path):
+        (path / ".embed.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_files.shutil, "rmtree", killed)
+        assert main(argv) == 130
+    assert main(argv) == 2 and "replace it with --overwrite" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 0
+
+
+def test_a_damaged_part_of_an_hdf5_file_is_named(folder, corpus, tmp_path, monkeypatch, capsys):
+    argv = [str(folder), str(corpus), str(tmp_path / "vectors.hdf5"), "--words_per_part", "20"]
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_files, "_merge_hdf5", Mock(side_effect=KeyboardInterrupt))
+        assert main(argv) == 130
+    part = tmp_path / ".vectors.hdf5.parts/part-000001.hdf5"
+    part.write_bytes(part.read_bytes()[:1000])
+    assert main(argv) == 2
+    assert "part-000001.hdf5 is damaged" in capsys.readouterr().err
+    part.unlink()
+    assert main(argv) == 0
 
 
 def test_other_settings_or_input_are_not_mixed_in(folder, corpus, tmp_path, capsys):
