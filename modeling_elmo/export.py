@@ -77,9 +77,11 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
             dynamo=True,
             verbose=False,
         )
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model that is replaced
-        for file in Path(scratch).iterdir():
+        files = sorted(Path(scratch).iterdir(), reverse=True)  # the graph last
+        for file in files:
             os.replace(file, path.with_name(file.name))
+        if len(files) == 1:
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model that was replaced
 
 
 def inputs_for(tokenizer: ElmoTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:

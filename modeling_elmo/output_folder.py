@@ -165,7 +165,8 @@ def write_finished_folder(
             plot_curve(folder / LOG_FILE, unfinished / "curve.png")
         except ImportError as error:
             print(error)
-        for file in unfinished.iterdir():
+        # Nothing loads the model before its config is there.
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,6 +3,7 @@
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -128,6 +129,11 @@ def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elmo.onnx", "elmo.onnx.data"]
     assert "largest difference to torch" in capsys.readouterr().out
     monkeypatch.undo()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(export.os, "replace", Mock(side_effect=KeyboardInterrupt))  # or killed
+        assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 130
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["elmo.onnx"], "a small model has no such file"
 

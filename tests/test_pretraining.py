@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -487,15 +489,25 @@ def test_a_flipped_bit_in_the_state_of_a_checkpoint_is_told(run, folder, tmp_pat
     states = {
         text.replace('"step": 8', '"step": 9'): "is damaged (trainer_state.json is not what was written)",
         100_000 * "[": "is damaged (maximum recursion depth",
-        json.dumps({**older, "step": None}): "does not fit this model",
+        json.dumps({**older, "files": {}, "step": None}): "does not fit this model",
         json.dumps({**older, "files": {"/dev/null": file_digest("/dev/null").hex()}}): "is damaged ([Errno 2]",
     }
+    (output / "checkpoint-8/optimizer.pt").write_bytes(pickle.dumps(Path("evil")))
+    states[json.dumps({**older, "files": {}})] = "does not fit this model: Weights only load failed"
     for state, message in states.items():
         file.write_text(state)
         assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-8")) == 2
         assert message in capsys.readouterr().err
-    file.write_text(json.dumps(older))
-    assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-8")) == 0
+    (output / "checkpoint-4/trainer_state.json").write_text(json.dumps(read_facts(output / "checkpoint-4"), indent=1))
+    assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-4")) == 0
+
+
+def test_the_config_of_a_finished_folder_comes_last(run, folder, tmp_path, monkeypatch):
+    """A folder of a run that is killed meanwhile cannot be loaded, whatever else it lacks."""
+    names, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: (names.append(path.name), replace(path, target))[1])
+    assert run(*flags(folder, tmp_path / "out", max_steps=2)) == 0
+    assert "model.safetensors" in names and names[-1] == "config.json"
 
 
 def test_damaged_lines_of_the_log_are_left_out(run, folder, tmp_path):
