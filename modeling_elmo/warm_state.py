@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         card = Path(arguments.model, "README.md")
-        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {arguments.folder.name}\n"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {arguments.folder.name}\n"
         read = f"{len(sentences):,} sentences of {', '.join(Path(file).name for file in files)}"
         text = re.sub(rf"{TITLE}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)  # what is told of an earlier state
         told = f"{text}{TITLE}\n\n{CARD.format(read=read)}\n"

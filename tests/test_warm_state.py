@@ -172,6 +172,9 @@ def test_command(saved, capsys):
     assert main([*arguments[:2], str(saved / "again"), *arguments[3:]]) == 0
     again = (saved / "again" / "README.md").read_text()
     assert again.count("## Initial state") == 1 and "notes" in again and again.startswith("# A card")
+    (saved / "elmo" / "README.md").write_bytes(b"# K\xf6ln\n")  # as other encodings have it
+    assert main([*arguments[:2], str(saved / "other"), *arguments[3:]]) == 0
+    assert (saved / "other" / "README.md").read_text().startswith("# K\ufffdln")
     assert main(arguments) == 2
     assert "warm exists: choose another folder" in capsys.readouterr().err
 
