@@ -180,15 +180,14 @@ def _labels(table: Dataset, column: str, split: str, task_names: Sequence[str] |
     Ids of classes become names, by the table itself (each split's may number them in its own way) or by the task.
     """
     feature = table.features.get(column)
-    names = feature.names if isinstance(feature, ClassLabel) else task_names
+    names = feature.names if isinstance(feature, ClassLabel) else task_names or ()
+    by_id = {str(number): name for number, name in enumerate(names)}
 
     def text_of(value: Any, row: int) -> str | None:
         if isinstance(value, list | dict):
             raise DataError(f"{split}, row {row}: column {column!r} has {value!r:.60} instead of a label")
         text = "" if value is None or value != value else WHOLE_NUMBER.sub(r"\1", str(value).strip())  # NaN
-        if names is not None and text not in names and text.isdecimal() and int(text) < len(names):
-            return names[int(text)]
-        return text or None
+        return (text if text in names else by_id.get(text, text)) or None
 
     return [text_of(value, row) for row, value in enumerate(_column(table, column))]
 

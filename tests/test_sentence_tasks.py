@@ -210,6 +210,12 @@ def test_what_is_no_label_is_told_with_its_row(values, is_regression, message):
         prepare(DatasetDict(train=table), TaskSpec(is_regression=is_regression))
 
 
+def test_an_endless_number_is_no_label():
+    tables = DatasetDict({"train": Dataset.from_dict({"sentence": ["a"], "label": [5000 * "9"]})})
+    with pytest.raises(DataError, match="row 0: the label '99"):
+        prepare(tables, GLUE["sst2"])
+
+
 def test_labels_that_training_does_not_have_are_refused():
     with pytest.raises(
         DataError, match="validation, row 0: the label 'maybe' does not occur in the training data; kno"
