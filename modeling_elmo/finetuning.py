@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers.utils import logging
 from .allennlp_format import listing
 from .arguments import ArgumentsError
 from .checkpoints import checkpoints_of
-from .commands import whole_file
+from .commands import one_line, whole_file
 from .configuration_elmo import ElmoConfig
 from .finetuning_arguments import FinetuningArguments, told_in_a_line
 from .layer_cache import CachedCollator, LayerCache
@@ -164,7 +165,7 @@ def _last_checkpoint(args: FinetuningArguments) -> str | None:
     for path in reversed(checkpoints_of(Path(str(args.output_dir)))):
         try:
             TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             if args.process_index == 0:
                 print(f"{path} was not written to its end and is left out", file=sys.stderr)
         else:
@@ -215,12 +216,37 @@ class ElmoTrainer(Trainer):
         except RuntimeError as error:  # torch's for a full disk
             raise OSError(f"the checkpoint cannot be written: {error}") from error
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any):
+        with _told_as_damage_of(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        with _told_as_damage_of(checkpoint):
+            if checkpoint and not self.args.save_only_model and not any(Path(checkpoint).glob("optimizer*")):
+                raise FileNotFoundError("it has no optimizer.pt")  # without which Trainer would go on all the same
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None):
+        with _told_as_damage_of(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         # The mixes' weights have a pull of their own, `scalar_mix_l2`, and gamma is a scale that begins at 1.
         return [name for name in super().get_decay_parameter_names(model) if "scalar_mix." not in name]
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         return 0  # Trainer would count characters for words
+
+
+@contextmanager
+def _told_as_damage_of(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the readers of torch, safetensors and transformers raise
+        raise ArgumentsError(
+            f"{checkpoint} cannot be gone on from ({one_line(error)[:300]}): delete it, and --resume_from_checkpoint "
+            "last takes the one before it, or begins anew"
+        ) from error
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], rate: float):
@@ -347,7 +373,8 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
     if trainer.is_world_process_zero():
         earlier = folder / "all_results.json"
         if train is None and _is_the_models(folder, args) and earlier.is_file():  # of its training
-            metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
+            with suppress(ValueError, TypeError, RecursionError):  # damaged, and replaced in any case
+                metrics = {**json.loads(earlier.read_text(encoding="utf-8")), **metrics}
         write_json(folder / "all_results.json", metrics)
         write_json(folder / "layer_weights.json", {"layers": layers, **weights})
         if train is not None:
@@ -455,12 +482,14 @@ def run_all(
 
 
 def _remove_checkpoints(folder: Path):
-    """Of a run that is overwritten."""
+    """Of a run that is overwritten. Without its state first, a checkpoint that is half gone never passes for whole."""
     for checkpoint in checkpoints_of(folder):
+        (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
 
 
 def write_json(path: Path, content: Any):
     """Write a file that is there as a whole or not at all."""
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with whole_file(path) as scratch:  # half a surrogate pair, which UTF-8 cannot hold, as JSON escapes it
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")

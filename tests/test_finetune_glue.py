@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -26,6 +27,7 @@ from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
+from modeling_elmo.finetuning import write_json
 from modeling_elmo.finetuning_report import confusion_table, mean_and_deviation
 from modeling_elmo.layer_cache import LayerCache
 
@@ -339,6 +341,43 @@ def test_checkpoints_that_were_not_finished_are_left_out(run, tmp_path, capsys):
     assert run(**flags, output_dir=tmp_path / "half", resume_from_checkpoint="last") == 0
 
 
+def test_results_that_are_damaged_are_replaced_by_an_evaluation(run, tmp_path):
+    assert run() == 0
+    results = tmp_path / "out" / "all_results.json"
+    for content in (b"{", b"[]", b"\xff", 100_000 * b"["):
+        results.write_bytes(content)
+        assert run(model_name_or_path=tmp_path / "out", do_train="false") == 0
+        assert any(name.startswith("validation") for name in json.loads(results.read_bytes()))
+
+
+def test_half_a_surrogate_pair_is_kept_in_results(tmp_path):
+    """As JSON files of questions may hold one, also in their ids."""
+    write_json(tmp_path / "x.json", {"a\ud800": "b\udfff"})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a\ud800": "b\udfff"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"cut"),
+        ("config.json", b"{"),
+        ("optimizer.pt", b"cut"),
+        ("optimizer.pt", None),
+        ("rng_state.pth", pickle.dumps(Path("evil"))),
+    ],
+    ids=["weights", "config", "optimizer", "no_optimizer", "code"],
+)
+def test_a_damaged_checkpoint_is_told(run, tmp_path, capsys, name, content):
+    flags = {"task_name": "pairs", "num_train_epochs": 2}
+    assert run(**flags) == 0
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        file = checkpoint / name
+        file.write_bytes(content) if content is not None else file.unlink()
+    assert run(**{**flags, "num_train_epochs": 3}, resume_from_checkpoint="last") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be gone on from (" in error and "delete it, and --resume_from_checkpoint last takes the one" in error
+
+
 def test_a_full_disk_is_told(run, monkeypatch, capsys):
     def save_file(*_, **__):
         raise SafetensorError("I/O error: File too large (os error 27)")
@@ -590,12 +629,16 @@ def test_rows_of_the_confusion_table_are_the_right_labels():
     assert table[2:] == [["a", "1", "1", "2"], ["b", "0", "1", "1"]]
 
 
-def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path):
+def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path, monkeypatch):
     """Else the newest would be one of the earlier run, and "last" would go on from it."""
     kept = {"load_best_model_at_end": "false", "save_total_limit": 9}
     for epochs in (2, 1):
         assert run(num_train_epochs=epochs, overwrite_output_dir="true", **kept) == 0
         assert len(list((tmp_path / "out").glob("checkpoint-*"))) == epochs
+    with monkeypatch.context() as patch:  # killed while one goes
+        patch.setattr("modeling_elmo.finetuning.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        assert run(max_steps=1, overwrite_output_dir="true", **kept) == 130
+    assert not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")), "else it would pass for whole"
     (tmp_path / "out" / "checkpoint-mine").mkdir()  # what is not of a run stays
     assert run(max_steps=1, overwrite_output_dir="true", **kept) == 0
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-mine"}
