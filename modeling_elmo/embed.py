@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +328,7 @@ def settings_of(arguments: argparse.Namespace, model: ElmoModel, tokenizer: Elmo
     }
 
 
-def set_up(arguments: argparse.Namespace, state: PartialState) -> tuple[ElmoModel, ElmoTokenizer, EmbeddingFolder]:
+def set_up(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer, EmbeddingFolder]:
     """Model, tokenizer and the folder, claimed. An error of one process is one of all."""
 
     def prepare() -> tuple[ElmoModel, ElmoTokenizer, EmbeddingFolder]:
@@ -346,9 +347,12 @@ def set_up(arguments: argparse.Namespace, state: PartialState) -> tuple[ElmoMode
 
 def run(arguments: argparse.Namespace):
     """Embed the input. Each process writes every n-th part, and the main one puts them together."""
-    state = PartialState(cpu=not torch.accelerator.is_available())  # else processes would not find each other
+    state = PartialState(
+        cpu=not torch.accelerator.is_available(),  # else processes would not find each other
+        timeout=timedelta(days=30),  # one may be done long before another
+    )
     try:
-        model, tokenizer, folder = set_up(arguments, state)
+        model, tokenizer, folder = set_up(arguments)
     except Exception:
         if state.is_main_process:
             raise

@@ -231,22 +231,22 @@ def _merge_hdf5(path: Path, parts: list[Path]):
     # Where a disk or a quota is full, HDF5's own writes crash the process, and those of Python's files raise an error.
     with path.open("w+b") as content, h5py.File(content, "w") as merged:
         for part in tqdm(parts, desc="putting together", unit=" parts"):
-            for name, (text, embedding) in _read_hdf5(part).items():
+            for name, text, embedding in _read_hdf5(part):
                 merged.create_dataset(name, data=embedding)
                 index[text] = name
         texts = merged.create_dataset("sentence_to_index", (1,), dtype=h5py.special_dtype(vlen=str))
         texts[0] = json.dumps(index)
 
 
-def _read_hdf5(part: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """Text and embedding by the number of the text."""
+def _read_hdf5(part: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The number of each text, the text and its embedding."""
     import h5py
 
     try:
         with h5py.File(part) as file:
             names = sorted((name for name in file if name != "texts"), key=int)
             texts = json.loads(file["texts"][()])
-            return {name: (text, file[name][...]) for name, text in zip(names, texts, strict=True)}
+            yield from ((name, text, file[name][...]) for name, text in zip(names, texts, strict=True))
     except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise EmbeddingError(f"{part} is damaged ({error}): delete it, and run this again") from error
 

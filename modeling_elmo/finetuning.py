@@ -222,7 +222,8 @@ class ElmoTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         with _told_as_damage_of(checkpoint):
-            if checkpoint and not self.args.save_only_model and not any(Path(checkpoint).glob("optimizer*")):
+            has_none = checkpoint and not self.is_deepspeed_enabled and not any(Path(checkpoint).glob("optimizer*"))
+            if has_none and not self.args.save_only_model:
                 raise FileNotFoundError("it has no optimizer.pt")  # without which Trainer would go on all the same
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -244,8 +245,8 @@ def _told_as_damage_of(checkpoint: str | None) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the readers of torch, safetensors and transformers raise
         raise ArgumentsError(
-            f"{checkpoint} cannot be gone on from ({one_line(error)[:300]}): delete it, and --resume_from_checkpoint "
-            "last takes the one before it, or begins anew"
+            f"{checkpoint} is damaged or another model's ({one_line(error)[:300]}): go on from another checkpoint, or "
+            "begin anew with --overwrite_output_dir"
         ) from error
 
 
@@ -285,7 +286,7 @@ def with_cache(
         return cache
 
     # The others wait at the cache's lock: at a barrier their patience would end after half an hour.
-    return CachedCollator(collate, on_all(args.distributed_state, cached))
+    return CachedCollator(collate, on_all(cached))
 
 
 def _encoded(dataset: Dataset, collate: Callable[[list[Any]], Any]) -> Iterator[Mapping[str, Any]]:
@@ -367,8 +368,7 @@ def run_task(task: Task, args: FinetuningArguments, trainer_class: type[ElmoTrai
         output = trainer.predict(dataset, metric_key_prefix=split)  # type: ignore[arg-type]
         scores[split] = _of_labels(output.metrics or {}, split)
         metrics.update(scores[split])
-        if trainer.is_world_process_zero():
-            task.write_predictions(split, dataset, output, folder)
+        on_main(partial(task.write_predictions, split, dataset, output, folder))
     layers, weights = used_layers(model.config), model.layer_weights()
     if trainer.is_world_process_zero():
         earlier = folder / "all_results.json"

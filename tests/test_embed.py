@@ -4,8 +4,9 @@ import copy
 import gzip
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pandas
@@ -541,12 +542,23 @@ def test_mistakes_are_told_in_a_line(arguments, message, folder, corpus, tmp_pat
     assert corpus.read_bytes() == before and not (tmp_path / "out").exists()
 
 
+def patience_is_asked_for():
+    """A process may be done hours before another; torch's own patience is minutes."""
+    start = torch.distributed.init_process_group
+
+    def checked(*args, timeout: timedelta, **options):
+        assert timeout > timedelta(days=7)
+        start(*args, timeout=timeout, **options)
+
+    patch("torch.distributed.init_process_group", checked).start()
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(folder, corpus, tmp_path):
     options = ["--words_per_part", "30"]
     assert run(folder, corpus, tmp_path / "one", *options) == 0
     arguments = [str(folder), str(corpus), str(tmp_path / "two"), *options]
-    code, told = forked(arguments, tmp_path / "told", processes=2, script="modeling_elmo.embed")
+    code, told = forked(arguments, tmp_path / "told", 2, script="modeling_elmo.embed", prepare=patience_is_asked_for)
     assert code == 0 and f"{tmp_path / 'two'}: {len(LINES)} texts" in told, told
     assert_same_parts(tmp_path / "two", tmp_path / "one")
 

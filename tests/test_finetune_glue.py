@@ -375,7 +375,7 @@ def test_a_damaged_checkpoint_is_told(run, tmp_path, capsys, name, content):
         file.write_bytes(content) if content is not None else file.unlink()
     assert run(**{**flags, "num_train_epochs": 3}, resume_from_checkpoint="last") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "cannot be gone on from (" in error and "delete it, and --resume_from_checkpoint last takes the one" in error
+    assert "is damaged or another model's (" in error and "or begin anew with --overwrite_output_dir" in error
 
 
 def test_a_full_disk_is_told(run, monkeypatch, capsys):
@@ -511,6 +511,7 @@ def slow_layers():
     patch.object(LayerCache, "_write", lambda self, window: (window and time.sleep(8), compute(self, window))).start()
 
 
+@pytest.mark.slow
 def test_layers_may_take_longer_than_processes_wait_for_each_other(values, tmp_path):
     flags = {**values, "max_train_samples": 8, "do_eval": False, "do_predict": False, "use_cpu": None}
     code, told = forked(command_line(flags), tmp_path / "told", 2, script="finetune_glue", prepare=slow_layers)
@@ -522,6 +523,7 @@ def full_disk_of_the_second_process():
         patch.object(LayerCache, "add", side_effect=OSError("No space left on device")).start()
 
 
+@pytest.mark.slow
 def test_layers_that_one_process_cannot_keep(values, tmp_path):
     flags = {**values, "use_cpu": None}
     code, told = forked(
