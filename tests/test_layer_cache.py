@@ -57,15 +57,17 @@ def test_each_distinct_text_is_computed_once(tokenizer, tmp_path, monkeypatch):
 
 def test_texts_may_be_added_later(tokenizer, tmp_path):
     model = make_classifier()
+    earlier = LayerCache(tmp_path, model)
     LayerCache(tmp_path, model).add([encode(tokenizer, SINGLE)])
-    cache = LayerCache(tmp_path, model)
+    later = LayerCache(tmp_path, model)
     pairs = encode(tokenizer, *PAIRS)
     with pytest.raises(KeyError):
-        cache.look_up(pairs)
-    cache.add([pairs])
-    assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
+        later.look_up(pairs)
     single = encode(tokenizer, SINGLE)
-    assert_close(cache.look_up(single), model.bilm_layers(**single)[0])
+    for cache in (earlier, later):
+        cache.add([pairs])
+        assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
+        assert_close(cache.look_up(single), model.bilm_layers(**single)[0])
 
 
 def test_a_cache_that_was_cut_off_goes_on(tokenizer, tmp_path):
@@ -177,7 +179,8 @@ def test_processes_that_load_data_map_the_layers_themselves(tokenizer, tmp_path)
     cache.add([batch])
     sent = pickle.dumps(cache)
     assert len(sent) < cache.num_bytes / 10
-    assert torch.equal(pickle.loads(sent).look_up(batch), cache.look_up(batch))
+    received = pickle.loads(sent)
+    assert received.model is None and torch.equal(received.look_up(batch), cache.look_up(batch))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,10 @@ def test_a_model_that_computes_otherwise_with_the_same_weights_has_a_cache_of_it
     another_head = make_classifier(head_dim=3, feature_dropout=0.1)
     another_head.elmo.load_state_dict(model.elmo.state_dict())
     assert LayerCache(tmp_path, model).folder == LayerCache(tmp_path, another_head).folder
+    reads_fewer = make_classifier(feature_layers=[0])
+    reads_fewer.elmo.load_state_dict(model.elmo.state_dict())
+    folders = {LayerCache(tmp_path, *choice).folder for choice in ((model,), (reads_fewer,), (model, "bfloat16"))}
+    assert len(folders) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
