@@ -50,9 +50,10 @@ def test_single_layer_as_the_trainer_dumps_it(tmp_path, dst):
 
 def test_token_embeddings_replace_the_characters(legacy, tmp_path, dst):
     table = np.random.default_rng(1).normal(size=(len(VOCABULARY), 5)).astype(np.float32)
-    write_hdf5(tmp_path / "table.hdf5", {"embedding": table})
-    convert_from_allennlp(legacy, dst, token_embeddings=tmp_path / "table.hdf5")
     datasets = {name: data for name, data in random_datasets(OPTIONS).items() if name.startswith("RNN")}
+    not_read = {name: np.zeros_like(data) for name, data in datasets.items()}
+    write_hdf5(tmp_path / "table.hdf5", {"embedding": table, **not_read})
+    convert_from_allennlp(legacy, dst, token_embeddings=tmp_path / "table.hdf5")
     datasets["embedding"] = table
     rows = np.array([0, 3, 4, 2, 6, 1])
     expected = elmo_layers(datasets, {"lstm": OPTIONS["lstm"]}, rows)
@@ -70,6 +71,7 @@ def test_bad_token_embeddings(legacy, tmp_path, dst):
         ({"embedding": np.zeros(7, np.float32)}, r"'embedding' has shape \(7,\), but should have 2 dimensions"),
         ({"embedding": np.zeros((7, 6), np.float32)}, r"'embedding' has shape \(7, 6\), but .* \(7, 5\)"),
         ({"embedding": np.zeros((9, 5), np.float32)}, r"word table has 9 rows, the vocabulary 7 lines"),
+        ({"embedding": np.full((7, 5), np.nan, np.float32)}, r"'embedding' has NaN or infinite values"),
     ]:
         write_hdf5(table, data)
         assert_refused(legacy, dst, message, token_embeddings=table)

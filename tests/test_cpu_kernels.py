@@ -1,5 +1,6 @@
 """Compiling kernels, and doing without a compiler. That a layer's numbers are right is tested in test_lstm.py."""
 
+import importlib
 import os
 import shutil
 import stat
@@ -168,6 +169,31 @@ def test_a_compiler_with_arguments_and_a_version_in_another_encoding(monkeypatch
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", f"env {compiler}")
     assert cpu_kernels.cell_kernels(torch.float32) is not None
+
+
+def test_all_that_a_library_depends_on_is_in_its_name(monkeypatch, tmp_path):
+    """Else an older one would be loaded. This compiler knows nothing of the processor that it runs on."""
+    compiler, version = tmp_path / "old", tmp_path / "version"
+    compiler.write_text(
+        f'#!/bin/sh\ntest "$1" = --version && exec cat {version}\n'
+        'case "$*" in *-march=native*) exit 1;; esac\nexec touch library.so\n'
+    )
+    compiler.chmod(0o755)
+    version.write_text("1")
+    module = importlib.import_module("modeling_elmo.c_library")
+
+    def made(*arguments: str, source: str = "") -> Path:
+        return module._compiled([str(compiler), *arguments], "kernel", source, tmp_path)
+
+    libraries = [made(), made("-m64"), made(source="int one;")]
+    version.write_text("2")
+    libraries.append(made())
+    changes = {"FLAGS": ["-O1"], "CANDIDATE_FLAGS": [["-fopenmp"]], "_processor": lambda: "another"}
+    for name, change in changes.items():
+        monkeypatch.setattr(module, name, change)
+        libraries.append(made())
+    assert made() == libraries[-1] and len(set(libraries)) == len(libraries) == 7
+    assert all(path.is_file() for path in libraries)
 
 
 def compile_in_process(cache: Path, start: Any):

@@ -27,7 +27,7 @@ from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
-from modeling_elmo.finetuning import write_json
+from modeling_elmo.finetuning import config_with_head, write_json
 from modeling_elmo.finetuning_report import confusion_table, mean_and_deviation
 from modeling_elmo.layer_cache import LayerCache
 
@@ -284,6 +284,13 @@ def test_baselines(run, tmp_path, bilm, features):
     encoder = ElmoModel.from_pretrained(bilm).word_encoder
     same = model.elmo.word_encoder.projection.weight.equal(encoder.projection.weight)
     assert same is (features == "layer_0")
+
+
+def test_a_head_goes_on_unless_all_weights_are_to_be_new(tmp_path):
+    ElmoConfig(architectures=["ElmoForSequenceClassification"]).save_pretrained(tmp_path)
+    for features, goes_on in (("elmo", True), ("layer_0", True), ("random", False)):
+        arguments = Mock(model_name_or_path=tmp_path, features=features)
+        assert bool(config_with_head(ElmoForSequenceClassification, arguments)) == goes_on
 
 
 def test_the_head_reads_the_layers_that_are_named(run, tmp_path):

@@ -135,11 +135,14 @@ def test_the_warm_state_is_the_mean_behind_the_second_half_of_each_lane(tiny_con
 
 
 def test_a_training_model_goes_on_training(tiny_config):
+    tiny_config.dropout = 0.9
     model = make_model(tiny_config)
+    states = []
     for is_training in (True, False):
         model.train(is_training)
-        warm_state(model, ElmoTokenizer(), SENTENCES)
+        states.append(warm_state(model, ElmoTokenizer(), SENTENCES))
         assert model.training == is_training
+    assert all(map(torch.equal, *states)), "no state is made with dropout"
 
 
 def test_a_few_sentences_are_enough(tiny_config):
