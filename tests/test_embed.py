@@ -101,6 +101,11 @@ def test_equals_the_model_one_text_at_a_time(layers, pooling, budgets, model, to
     assert_same(actual, [expected(*layers_of_line) for layers_of_line in one_by_one(model, tokenizer)])
 
 
+def test_layers_are_counted_from_both_ends(model, tokenizer):
+    for number, layers in ((2, "top"), (-3, 0)):
+        assert_same(embed(LINES, model, tokenizer, layers=number), list(embed(LINES, model, tokenizer, layers=layers)))
+
+
 def test_split_words_and_strings_and_dtypes(model, tokenizer):
     words = [tokenizer.split_words(line) for line in LINES]
     expected = list(embed(LINES, model, tokenizer))

@@ -344,6 +344,9 @@ def test_checkpoints_that_were_not_finished_are_left_out(run, tmp_path, capsys):
     half = tmp_path / "half" / before.name
     half.mkdir(parents=True)
     (half / "config.json").touch()
+    other = half.with_name("checkpoint-1")
+    other.mkdir()
+    (other / "trainer_state.json").write_text("[]")
     assert run(**flags, output_dir=tmp_path / "half") == 2
     assert run(**flags, output_dir=tmp_path / "half", resume_from_checkpoint="last") == 0
 

@@ -72,7 +72,7 @@ def make_finetuned_card(config, **changes):
     return finetuned_card(config, **{**arguments, **changes})
 
 
-def test_card_of_a_fine_tuned_model(tiny_config, tmp_path):
+def test_card_of_a_fine_tuned_model(tiny_config, tmp_path, monkeypatch):
     card = ModelCard(make_finetuned_card(tiny_config))
     assert (card.data.pipeline_tag, card.data.base_model) == ("token-classification", "me/elmo")
     results = [(one.dataset_split, one.metric_type, one.metric_value) for one in card.data.eval_results]
@@ -84,6 +84,8 @@ def test_card_of_a_fine_tuned_model(tiny_config, tmp_path):
     told = make_finetuned_card(tiny_config, base_model=str(folder), scores={})
     assert "base_model" not in told and str(tmp_path) not in told and "fine-tuned from `base` on" in told
     assert "Nothing was scored." in told
+    monkeypatch.chdir(folder)
+    assert make_finetuned_card(tiny_config, base_model=".", scores={}) == told
 
 
 def test_metadata_leaves_out_what_is_not_known(tiny_config):

@@ -20,7 +20,14 @@ from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_elmo import ElmoForPreTraining, ElmoTokenizer
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
-from modeling_elmo.checkpoints import CheckpointError, check, checkpoints_of, load_checkpoint, read_facts
+from modeling_elmo.checkpoints import (
+    CheckpointError,
+    check,
+    checkpoints_of,
+    load_checkpoint,
+    read_facts,
+    save_checkpoint,
+)
 from modeling_elmo.corpus import Corpus, write_corpus
 from modeling_elmo.evaluation import evaluate
 from modeling_elmo.lanes import Position, TypeTable
@@ -542,6 +549,17 @@ def test_a_checkpoint_has_no_loss_of_an_earlier_evaluation(run, folder, tmp_path
     assert run(*flags(folder, tmp_path / "out", **options)) == 0
     judged = ["eval_loss" in read_facts(path) for path in checkpoints_of(tmp_path / "out")]
     assert judged == [False, True, False, True, True]
+
+
+def test_a_checkpoint_lies_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    target, synced = tmp_path / "checkpoint-3", []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, target.exists())))
+    save_checkpoint(
+        Accelerator(cpu=True), tmp_path, 3, lambda folder: (folder / "config.json").touch(), {},
+        {"cell": torch.zeros(1, 2, 2, 3)}, Position.at_the_end(2), {}, keep=1,
+    )  # fmt: skip
+    assert set(synced[:-1]) == {(path.stat().st_ino, False) for path in (*target.iterdir(), target)}
+    assert synced[-1] == (tmp_path.stat().st_ino, True)
 
 
 def test_lanes_of_many_processes_come_back_in_their_order(tmp_path):

@@ -1,5 +1,7 @@
 """The state in which texts begin: zeros, or one that is made of text and saved with the weights."""
 
+import json
+
 import pytest
 import torch
 from finetuning_runs import save_pretrained
@@ -189,6 +191,19 @@ def test_empty_lines_are_no_sentences_of_those_that_are_read(saved, capsys):
     expected = warm_state(ElmoModel.from_pretrained(saved / "elmo"), ElmoTokenizer(), SENTENCES[:3])
     found = ElmoForPreTraining.from_pretrained(saved / "warm").elmo.lstm.initial_cell
     torch.testing.assert_close(found, expected.cell, rtol=0, atol=1e-6)
+
+
+def test_an_encoder_whose_config_names_no_class(saved):
+    config = json.loads((saved / "elmo" / "config.json").read_text())
+    del config["architectures"]
+    (saved / "elmo" / "config.json").write_text(json.dumps(config))
+    (saved / "elmo" / "README.md").unlink()
+    (saved / "text.txt").write_text("It rains.\n")
+    assert main([str(saved / "elmo"), str(saved / "text.txt"), str(saved / "warm"), "--pre_tokenized"]) == 0
+    expected = warm_state(ElmoModel.from_pretrained(saved / "elmo"), ElmoTokenizer(), [["It", "rains."]])
+    found = ElmoModel.from_pretrained(saved / "warm").lstm.initial_cell
+    torch.testing.assert_close(found, expected.cell, rtol=0, atol=1e-6)
+    assert (saved / "warm" / "README.md").read_text().startswith("# warm\n\n## Initial state\n")
 
 
 def test_mistakes_are_told_in_a_line(saved, tiny_config, capsys):

@@ -390,6 +390,10 @@ def test_the_cache_is_bounded():
     for start in range(6):
         assert torch.allclose(encode(encoder, words[start : start + 3])[0], expected[start : start + 3], atol=1e-12)
         assert len(encoder.cache) <= 5 and len(encoder.cache._table) <= 5
+    cache = WordCache(4)
+    for keys in ([], [b"a", b"b"], [b"c", b"d"]):
+        assert cache.look_up(keys, None, lambda places: torch.zeros(len(places), 3)).shape == (len(keys), 3)
+    assert len(cache) == 4, "it is filled before it is emptied"
 
 
 def test_copies_and_threads():
