@@ -136,7 +136,7 @@ def test_what_stays(hub, finished):
     """Checkpoints, caches, logs, pickles and predictions, and what is of no model; models go, folders too."""
     stays = [
         "checkpoint-10/model.safetensors",
-        "unfinished-model/x",
+        "unfinished-model/config.json",
         "_layer_cache/a/layers.bin",
         ".lock",
         "x.json.tmp",
@@ -147,11 +147,12 @@ def test_what_stays(hub, finished):
         "log.jsonl",
         "trainer_state.json",
         "runs/a/b.tfevents.1",
-        "tracker/x",
+        "tracker/x.json",
     ]
     stays += ["test_predictions.tsv", "nbest_predictions.json", "null_odds.json"]
     stays += ["train.csv", "secret.env", "id_rsa", "pytorch_model.bin", "sub/checkpoint-3/config.json", "sub/.hidden"]
-    goes = ["curve.png", "summary.txt", "1_Pooling/config.json", "README.md"]
+    goes = ["curve.png", "summary.txt", "1_Pooling/config.json", "README.md", "LICENSE", "LICENSE.weights"]
+    goes += ["model.onnx", "model.onnx.data"]
     before = {file.name for file in finished.iterdir()}
     for name in [*stays, *goes]:
         (finished / name).parent.mkdir(parents=True, exist_ok=True)

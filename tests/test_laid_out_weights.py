@@ -119,6 +119,13 @@ def test_rows_that_change_places_are_seen():
     assert fingerprint_of([weight]) != before
 
 
+@torch.no_grad()
+def test_the_same_bits_are_other_weights_in_another_shape_or_dtype():
+    weight = torch.ones(2, 6)
+    views = [weight, weight.view(3, 4), weight.view(torch.int32)]
+    assert len({fingerprint_of([view]) for view in views}) == 3
+
+
 def test_small_tables_are_remembered_as_they_are():
     """Two rows of characters may lie in one part, and `data` moves them past torch's counter."""
     table = nn.Parameter(torch.randn(262, 16))

@@ -78,6 +78,11 @@ def test_card_of_a_fine_tuned_model(tiny_config, tmp_path, monkeypatch):
     results = [(one.dataset_split, one.metric_type, one.metric_value) for one in card.data.eval_results]
     assert results == [("validation", "f1", 0.9124), ("validation", "loss", 1.5), ("test", "f1", 0.875)]
     assert "fine-tuned from [me/elmo](https://huggingface.co/me/elmo) on conll2003 by" in card.text
+    assert "its weights are in `layer_weights.json`" in card.text and "fine-tuned on, including" in card.text
+    assert "che-etal-2018" not in card.text
+    tiny_config.char_padding_id += 1  # characters by a dictionary, as those of ELMoForManyLangs
+    assert "che-etal-2018" in make_finetuned_card(tiny_config)
+    tiny_config.char_padding_id -= 1
     assert "| test | f1 | 0.8750 |" in card.text and "| `learning_rate` | `0.001` |" in card.text
     folder = tmp_path / "base"
     folder.mkdir()

@@ -57,6 +57,29 @@ def test_terminal_curve_falls_and_fits(log):
     assert ticks == sorted(ticks, reverse=True) and {2000.0, 1000.0, 500.0, 100.0} <= set(ticks)
 
 
+def dots(curve: str) -> set[tuple[int, int]]:
+    """The dots that are drawn, (column, row) from the top left."""
+    places = {1: (0, 0), 2: (0, 1), 4: (0, 2), 8: (1, 0), 16: (1, 1), 32: (1, 2), 64: (0, 3), 128: (1, 3)}
+    cells = [line[8:] for line in curve.splitlines()[1:-2]]
+    return {
+        (2 * column + x, 4 * row + y)
+        for row, line in enumerate(cells)
+        for column, cell in enumerate(line)
+        for bit, (x, y) in places.items()
+        if cell != " " and ord(cell) - 0x2800 & bit
+    }
+
+
+def test_terminal_curve_is_a_line_from_point_to_point(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": step, "loss": 5 - step / 4}) + "\n" for step in (0, 8, 16)))
+    curve = terminal_curve(log, 18, 8)  # 10 columns and 5 rows, of 2 x 4 dots each
+    assert dots(curve) == {(column, column) for column in range(20)} and chr(0x2800) not in curve
+    assert dots(terminal_curve(log, 1, 1)) <= {(column, row) for column in range(20) for row in range(8)}
+    log.write_text(log.read_text().splitlines()[0])
+    assert dots(terminal_curve(log, 18, 8)) == {(0, 0)}
+
+
 def test_terminal_curve_of_a_constant_loss_and_of_one_line(tmp_path):
     log = write_log(tmp_path / "flat.jsonl", steps=30, fall=0.0)
     assert "2981" in terminal_curve(log)
@@ -74,7 +97,12 @@ def test_nothing_logged(tmp_path):
 
 @pytest.mark.parametrize(
     ("low", "high", "values"),
-    [(40, 1100, [50, 100, 200, 500, 1000]), (1, 6, [1, 2, 5]), (301.26, 350.04, [301.3, 350.0])],
+    [
+        (40, 1100, [50, 100, 200, 500, 1000]),
+        (20, 100, [20, 50, 100]),
+        (1, 6, [1, 2, 5]),
+        (301.26, 350.04, [301.3, 350.0]),
+    ],
 )
 def test_tick_values(low, high, values):
     assert tick_values(low, high) == values
@@ -101,6 +129,8 @@ def test_picture_shows_both_directions_on_a_log_axis(log, tmp_path, monkeypatch)
         "backward, training",
         "backward, validation",
     ]
+    last = read_log(log)[1][-1]
+    assert f"(last: {last['eval_forward_perplexity']:.1f})" in labels[1]
     assert axes.lines[1].get_xdata().tolist() == [64000, 128000, 192000, 256000]
 
 

@@ -23,6 +23,7 @@ from modeling_elmo.squad import (
     f1,
     make_windows,
     normalized,
+    place,
     predict_answers,
     read_dataset,
     read_questions,
@@ -131,7 +132,7 @@ def test_data_sets(tmp_path):
     write(official / "dev-v2.0.json", json.dumps(nested(ROWS[:2])))
     write(official / "README.md", "SQuAD")
     write(own / "train.jsonl", lines(ROWS[:1]))
-    write(own / "train_more.jsonl", lines(ROWS[1:]))
+    write(own / "Train_more.jsonl", lines(ROWS[1:]))
     write_parquet(own / "validation.parquet", ROWS[:2])
     tables = {"train": Dataset.from_list(ROWS), "validation": Dataset.from_list(ROWS[:2])}
     DatasetDict(tables).save_to_disk(str(saved))
@@ -151,9 +152,17 @@ def test_data_sets_that_are_none(tmp_path, monkeypatch):
         read_dataset("no/where", None, SquadReport())
 
 
+def test_lines_end_where_json_says(tmp_path):
+    rows = [{**row, "id": number, "question": "Who\u2028is it?"} for number, row in enumerate(ROWS)]
+    file = write(tmp_path / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert [one.id for one in read_questions([file], SquadReport())] == ["0", "1", "2"]
+
+
 def test_test_data_need_no_answers(tmp_path):
     rows = [{name: value for name, value in row.items() if name != "answers"} for row in ROWS]
     assert [one.answers for one in questions_of(rows, tmp_path, need_answers=False)] == [[], [], []]
+    with pytest.raises(DataError, match="has no column context; its columns are"):
+        questions_of([{"id": "1", "question": "Who?"}], tmp_path, need_answers=False)
     folder, saved = tmp_path / "folder", tmp_path / "saved"
     folder.mkdir()
     write(folder / "test.jsonl", lines(rows))
@@ -216,6 +225,13 @@ def test_answers_are_looked_for_where_they_should_stand(tmp_path):
     assert moved.startswith("2 answers") and "that was taken" in moved and lost.startswith("2 answers")
     assert question(["Boston", "1990"], [None, 48]).span == (48, 52)
     assert question(["Boston"], [None]).span is None
+
+
+def test_an_answer_is_moved_to_the_only_place_there_is():
+    report = SquadReport()
+    assert place("Ann", -3, "met Ann", report) == 4, "no place is counted from the end"
+    assert place("aa", 5, "aaa", report) is None, "places may overlap"
+    assert (report.moved_answers, report.lost_answers) == (1, 1)
 
 
 def test_questions_without_answers_need_version_2(tmp_path):

@@ -170,6 +170,7 @@ def test_command(saved, capsys):
     elmo = ElmoModel.from_pretrained(saved / "elmo")
     expected = warm_state(elmo, ElmoTokenizer(), SENTENCES * 10)
     torch.testing.assert_close(model.elmo.lstm.initial_cell, expected.cell, rtol=0, atol=1e-6)
+    assert torch.equal(model.lm_head.weight, ElmoForPreTraining.from_pretrained(saved / "elmo").lm_head.weight)
     assert model.config.initial_state and ElmoTokenizer.from_pretrained(saved / "warm").lm_vocab_size == 8
     card = (saved / "warm" / "README.md").read_text()
     assert card.startswith("# A card") and "40 sentences of text.txt left behind" in card

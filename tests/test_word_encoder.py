@@ -391,9 +391,11 @@ def test_the_cache_is_bounded():
         assert torch.allclose(encode(encoder, words[start : start + 3])[0], expected[start : start + 3], atol=1e-12)
         assert len(encoder.cache) <= 5 and len(encoder.cache._table) <= 5
     cache = WordCache(4)
-    for keys in ([], [b"a", b"b"], [b"c", b"d"]):
+    for keys, kept in (([], 0), ([b"a", b"b"], 2), ([b"c", b"d"], 4), ([b"a", b"b", b"c", b"e"], 4)):
         assert cache.look_up(keys, None, lambda places: torch.zeros(len(places), 3)).shape == (len(keys), 3)
-    assert len(cache) == 4, "it is filled before it is emptied"
+        assert len(cache) == kept
+    assert b"e" in cache._places and b"d" not in cache._places
+    assert copy.copy(cache).max_words == 4
 
 
 def test_copies_and_threads():
