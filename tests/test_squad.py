@@ -132,8 +132,8 @@ def test_data_sets(tmp_path):
     write(official / "dev-v2.0.json", json.dumps(nested(ROWS[:2])))
     write(official / "README.md", "SQuAD")
     write(own / "train.jsonl", lines(ROWS[:1]))
-    write(own / "Train_more.jsonl", lines(ROWS[1:]))
-    write_parquet(own / "validation.parquet", ROWS[:2])
+    write(own / "train_more.jsonl", lines(ROWS[1:]))
+    write_parquet(own / "Validation.parquet", ROWS[:2])
     tables = {"train": Dataset.from_list(ROWS), "validation": Dataset.from_list(ROWS[:2])}
     DatasetDict(tables).save_to_disk(str(saved))
     for folder in (official, own, saved):
