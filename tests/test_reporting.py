@@ -78,6 +78,8 @@ def test_terminal_curve_is_a_line_from_point_to_point(tmp_path):
     assert dots(terminal_curve(log, 1, 1)) <= {(column, row) for column in range(20) for row in range(8)}
     log.write_text(log.read_text().splitlines()[0])
     assert dots(terminal_curve(log, 18, 8)) == {(0, 0)}
+    log.write_text("".join(json.dumps({"step": step, "loss": 5}) + "\n" for step in (0, 8)))
+    assert dots(terminal_curve(log, 18, 8)) == {(column, 0) for column in range(20)}
 
 
 def test_terminal_curve_of_a_constant_loss_and_of_one_line(tmp_path):
