@@ -119,6 +119,13 @@ def test_rows_that_change_places_are_seen():
     assert fingerprint_of([weight]) != before
 
 
+def test_a_number_of_a_large_weight_that_changes_past_the_counter_is_seen():
+    weight = nn.Parameter(torch.randn(150, 150))
+    before = fingerprint_of([weight])
+    weight.data[0, 0] += 1
+    assert fingerprint_of([weight]) != before
+
+
 @torch.no_grad()
 def test_the_same_bits_are_other_weights_in_another_shape_or_dtype():
     weight = torch.ones(2, 6)

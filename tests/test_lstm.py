@@ -13,7 +13,7 @@ from modeling_elmo import ElmoConfig, ElmoState, cpu_kernels
 from modeling_elmo import lstm as lstm_module
 from modeling_elmo.lstm import ElmoLstm
 from modeling_elmo.lstm_ops import fused_lstm, naive_lstm
-from modeling_elmo.packing import Packing, pack
+from modeling_elmo.packing import Packing, pack, pack_full, pack_texts
 from modeling_elmo.recurrence_kernel import recurrence_kernel
 
 TOLERANCE = {torch.float64: {"rtol": 0, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 2e-6}}
@@ -170,6 +170,11 @@ def test_packing_visits_every_word_once_in_reading_order(lengths):
     assert packing.forward_index.tolist() == [row * 10 + 3 + step for row, step in visits]
     assert packing.backward_index.tolist() == [row * 10 + 3 + lengths[row] - 1 - step for row, step in visits]
     assert packing.is_last.tolist() == [step == lengths[row] - 1 for row, step in visits]
+
+
+def test_texts_without_padding_are_packed_as_any():
+    for one, other in zip(pack_full(3, 4, torch.device("cpu")), pack_texts(torch.ones(3, 4).bool()), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 # ---- ElmoLstm against the reference

@@ -398,6 +398,13 @@ def test_the_cache_is_bounded():
     assert copy.copy(cache).max_words == 4
 
 
+def test_vectors_stay_where_the_cache_grows():
+    cache, vectors = WordCache(20), {bytes([number]): torch.tensor([float(number)]) for number in range(9)}
+    for keys in ([b"\1"], [b"\2", b"\3", b"\4"], [b"\1", b"\5", b"\3"]):
+        found = cache.look_up(keys, None, lambda places, keys=keys: torch.stack([vectors[keys[n]] for n in places]))
+        assert found.flatten().tolist() == [key[0] for key in keys]
+
+
 def test_copies_and_threads():
     encoder = make_encoder()
     words = random_words([i % 40 for i in range(200)])
