@@ -36,9 +36,9 @@ from .allennlp_format import (
     dataset_shapes,
     from_datasets,
     infer_config,
-    listing,
     swap_gates,
 )
+from .commands import listing
 
 CHARACTERS = "_elmo_lstm._token_embedder._char_embedding_weights"
 

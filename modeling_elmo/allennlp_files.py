@@ -29,11 +29,11 @@ from .allennlp_format import (
     get_option,
     has_softmax,
     infer_config,
-    listing,
     to_datasets,
     to_options,
 )
 from .archives import is_archive, unpacked
+from .commands import listing
 from .configuration_elmo import ElmoConfig
 from .tensorflow_checkpoint import index_of, is_index, last_index, read_checkpoint
 from .vocabulary import last_lines_count, words_of

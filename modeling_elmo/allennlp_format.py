@@ -32,6 +32,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
+from .commands import listing
 from .configuration_elmo import ElmoConfig
 
 LSTM_CELL = "RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell/"
@@ -56,12 +57,6 @@ class ConversionError(ValueError):
 
 class ConversionWarning(UserWarning):
     """Something in the source was left out or overruled."""
-
-
-def listing(names: Iterable[Any], limit: int = 8) -> str:
-    """Names for a message, cut short after `limit`."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -64,6 +65,12 @@ def _terminated_in_order() -> Iterator[None]:
 def one_line(error: BaseException | str) -> str:
     """A message without line breaks."""
     return " ".join(str(error).split())
+
+
+def listing(names: Iterable[Any], limit: int = 8) -> str:
+    """Names for a message, cut short after `limit`."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
 
 
 def unlock(lock: FileLock):

@@ -24,10 +24,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from .allennlp_format import listing
 from .arguments import ArgumentsError
 from .checkpoints import checkpoints_of
-from .commands import one_line, whole_file
+from .commands import listing, one_line, whole_file
 from .configuration_elmo import ElmoConfig
 from .finetuning_arguments import FinetuningArguments, told_in_a_line
 from .layer_cache import CachedCollator, LayerCache

@@ -43,9 +43,9 @@ from .allennlp_format import (
     from_datasets,
     from_variables,
     infer_config,
-    listing,
     usual_options,
 )
+from .commands import listing
 from .tensorflow_checkpoint import Variable, read_checkpoint
 
 MIXES = (("aggregation/weights", "aggregation/scaling"), ("elmo_output_ELMo_W", "elmo_output_ELMo_gamma"))
