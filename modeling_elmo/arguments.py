@@ -263,6 +263,8 @@ class PretrainingArguments:
             raise ArgumentsError("config_overrides cannot change the model that model_name_or_path names")
         if self.optim == "muon" and self.mixed_precision == "fp16":
             raise ArgumentsError("muon cannot skip steps whose gradients overflowed in fp16: take mixed_precision bf16")
+        if self.report_to == ["none"]:  # as `Trainer` calls it
+            self.report_to = []
         if self.new_vocabulary and (self.vocab_file or self.tokenizer_name):
             raise ArgumentsError("give either new_vocabulary or a vocabulary (vocab_file, tokenizer_name)")
 

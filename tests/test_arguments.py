@@ -133,6 +133,10 @@ def test_neither_file_nor_dataset_is_named():
         parse("--output_dir", "out")
 
 
+def test_no_tracker_has_the_name_that_trainer_gives_it():
+    assert parse(*NEEDED, "--report_to", "none") == parse(*NEEDED)
+
+
 def test_an_unknown_flag_is_named_with_the_one_that_was_meant():
     with pytest.raises(ArgumentsError, match="unknown argument '--learn_rate': did you mean 'learning_rate'"):
         parse(*NEEDED, "--learn_rate", "1")
