@@ -6,6 +6,7 @@ row.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -122,6 +123,8 @@ def _sentences_of_rows(name: str) -> Iterator[tuple[str, list[list[str]]]]:
     lines = list(read_lines([name], report))
     has_tabs = any("\t" in line and line.strip() for line in lines)
     for number, line in enumerate(lines, 1):
+        if "\r" in line:
+            raise DataError(f"{name}, line {number} has carriage returns in it: save the file with line ends of Unix")
         if is_conllu and line and not line.partition("\t")[0].isdecimal():
             continue  # a comment, or a range of words such as 3-4
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -150,7 +153,7 @@ def _column_numbers(name: str, columns: Columns, width: int) -> tuple[int, int]:
     numbers = []
     text, label = ("1", "3") if ".conllu" in name.lower() else ("0", "-1")
     for flag, column in (("text_column_name", columns.text or text), ("label_column_name", columns.label or label)):
-        if not column.removeprefix("-").isdecimal() or not -width <= int(column) < width:
+        if not re.fullmatch(r"-?\d{1,9}", column) or not -width <= int(column) < width:
             raise DataError(f"{name} has {width} columns without names: {flag} must be 0 to {width - 1}, not {column}")
         numbers.append(int(column) % width)
     return numbers[0], numbers[1]
