@@ -24,6 +24,7 @@ SPLITS = {
     for name, split in SPLIT_NAMES.items()
     for part in (["", "_matched", "_mismatched"] if split != "train" else [""])
 }
+LARGEST_LABEL = 1e18  # the squares of larger differences are soon beyond float32
 # Columns that are taken for sentences when nothing else is said, the first that fits.
 SENTENCE_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
@@ -266,6 +267,8 @@ def _to_number(label: str | None, place: str) -> float:
     number = None if label is None else _number(label)
     if number is None:
         raise DataError(f"{place}: the label {label!r} is no number, but this is a regression")
+    if abs(number) > LARGEST_LABEL:
+        raise DataError(f"{place}: the label {label} is too large to be learnt: divide all labels by the same number")
     return number
 
 

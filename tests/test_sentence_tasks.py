@@ -193,6 +193,7 @@ def test_a_class_of_minus_one_is_a_class():
     ("values", "is_regression", "message"),
     [
         ([1.5, float("nan")], None, "row 1: the label None is no number"),
+        ([1.5, -1e20], None, r"row 1: the label -1e\+20 is too large to be learnt: divide all labels"),
         ([1.5, float("inf")], True, "row 1: the label 'inf' is no number"),
         (
             ["1.5", "2", "N/A", "4,5", "3"],
