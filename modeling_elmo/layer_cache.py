@@ -69,16 +69,15 @@ class LayerCache:
 
     def _read_index(self):
         """Take what is there. An unfinished last text of the data is beyond the index and will be written over."""
-        keys, lengths = np.zeros((0, KEY_BYTES), np.uint8), np.zeros(0, np.int64)
+        self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words
         absent_or_damaged = suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
         with absent_or_damaged, np.load(self.folder / "index.npz", allow_pickle=False) as index:
-            keys, lengths = index["keys"], index["lengths"]
-        starts = np.cumsum(lengths) - lengths
-        self.places: dict[bytes, tuple[int, int]] = {}  # key -> first word, words
-        for key, start, length in zip(keys, starts.tolist(), lengths.tolist(), strict=True):
-            self.places[key.tobytes()] = (start, length)
+            lengths = index["lengths"]
+            spans = zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True)
+            self.places = dict(zip((key.tobytes() for key in index["keys"]), spans, strict=True))
+        words = sum(length for _, length in self.places.values())
         file = self.folder / "layers.bin"
-        if not (file.is_file() and file.stat().st_size >= int(lengths.sum()) * self.word_bytes):
+        if not (file.is_file() and file.stat().st_size >= words * self.word_bytes):
             self.places = {}  # somebody cut the data off: they are computed anew
         self._map_data()
 

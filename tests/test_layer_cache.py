@@ -1,5 +1,6 @@
 """The cache of layers: what it gives is what the model computes, whatever is asked again, added later or cut off."""
 
+import io
 import itertools
 import pickle
 import threading
@@ -201,7 +202,13 @@ def test_a_model_that_computes_otherwise_with_the_same_weights_has_a_cache_of_it
     assert len(folders) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
+def index_of_two_lengths() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, keys=np.zeros((1, 16), np.uint8), lengths=np.ones(2, np.int64))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", index_of_two_lengths()])
 def test_a_damaged_index_is_made_anew(tokenizer, tmp_path, content):
     cache = LayerCache(tmp_path, make_classifier())
     cache.add([encode(tokenizer, SINGLE)])
