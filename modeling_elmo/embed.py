@@ -12,6 +12,7 @@ it was. The function `embed` does the same for texts in memory.
 
 import argparse
 import importlib.util
+import re
 import sys
 import time
 from collections import Counter
@@ -270,7 +271,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--words_per_part", type=int, default=32768, help="words sorted and written together")
     parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
     arguments = parser.parse_args(argv)
-    if arguments.layers.removeprefix("-").isdecimal():
+    if re.fullmatch(r"-?\d{1,9}", arguments.layers):
         arguments.layers = int(arguments.layers)
     if arguments.format is None:
         arguments.format = "hdf5" if arguments.output.suffix in (".hdf5", ".h5") else "parquet"

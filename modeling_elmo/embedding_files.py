@@ -4,6 +4,7 @@ A folder of parts can be gone on with after an interruption: a part that is ther
 with which settings the parts were made. One command at a time writes into it.
 """
 
+import glob
 import hashlib
 import io
 import itertools
@@ -100,9 +101,14 @@ class EmbeddingFolder:
         """Let others write into it."""
         unlock(self.lock)
 
+    def _scratch_files(self) -> list[Path]:
+        """What killed commands left half-written."""
+        merged = self.output.parent.glob(f".{glob.escape(self.output.name)}.[0-9]*") if self.format == "hdf5" else ()
+        return [*self.folder.glob(".part-*"), *self.folder.glob(f".{SETTINGS}.*"), *merged]
+
     def _remove_earlier(self):
         if (self.folder / SETTINGS).is_file():
-            for part in [*self.folder.glob("part-*"), *self.folder.glob(".part-*")]:
+            for part in [*self.folder.glob("part-*"), *self._scratch_files()]:
                 part.unlink()
             self._write_settings()
         if self.format == "hdf5" and self.output.is_file():
@@ -110,7 +116,8 @@ class EmbeddingFolder:
 
     def _check(self):
         if self.format == "hdf5" and self.output.exists():
-            raise EmbeddingError(f"{self.output} exists: choose another file, or replace it with --overwrite")
+            left = f" (and delete {self.folder}, which an interrupted command left)" if self.folder.exists() else ""
+            raise EmbeddingError(f"{self.output} exists: choose another file, or replace it with --overwrite{left}")
         written = self.folder / SETTINGS
         if written.is_file():
             earlier = _read_settings(written)
@@ -149,7 +156,7 @@ class EmbeddingFolder:
 
     def finish(self, num_parts: int):
         """Remove what killed processes left; put the parts of an HDF5 file together, and remove them, too."""
-        for scratch in self.folder.glob(".part-*"):
+        for scratch in self._scratch_files():
             scratch.unlink()
         if self.format != "hdf5":
             return

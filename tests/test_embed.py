@@ -328,6 +328,7 @@ def test_what_a_killed_command_left_in_the_first_part_is_no_hindrance(folder, co
     assert run(folder, corpus, output) == 0
     for part in output.glob("part-*"):
         part.rename(output / f".{part.name}.123")
+    (output / "..embed.json.123").write_text("{")
     assert run(folder, corpus, output) == 0
     assert len(read_parquet(output)) == len(LINES)
     assert sorted(path.name for path in output.iterdir()) == [".embed.json", "part-000000.parquet"]
@@ -354,8 +355,11 @@ def test_a_command_killed_behind_the_hdf5_file_is_no_hindrance(folder, corpus, t
     with monkeypatch.context() as patch:
         patch.setattr(embedding_files.shutil, "rmtree", killed)
         assert main(argv) == 130
-    assert main(argv) == 2 and "replace it with --overwrite" in capsys.readouterr().err
+    assert main(argv) == 2
+    assert f"delete {tmp_path / '.vectors.hdf5.parts'}, which an inter" in capsys.readouterr().err
+    (tmp_path / ".vectors.hdf5.123").touch()
     assert main([*argv, "--overwrite"]) == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_damaged_part_of_an_hdf5_file_is_named(folder, corpus, tmp_path, monkeypatch, capsys):
@@ -532,6 +536,7 @@ MISTAKES = {
     "no input": (["{folder}", "{tmp}/nothing.txt", "{tmp}/out"], "no file is named"),
     "no such layer": (["{folder}", "{corpus}", "{tmp}/out", "--layers", "7"], "0 to 2"),
     "no number of a layer": (["{folder}", "{corpus}", "{tmp}/out", "--layers", "\u00b2"], "0 to 2, not '\u00b2'"),
+    "a number without end": (["{folder}", "{corpus}", "{tmp}/out", "--layers", 5000 * "1"], "0 to 2, not '11"),
     "folder with other files": (["{folder}", "{corpus}", "{tmp}"], "holds other files"),
     "file in the way": (["{folder}", "{corpus}", "{corpus}"], "is a file"),
     "hdf5 in the way": (["{folder}", "{corpus}", "{corpus}", "--format", "hdf5"], "--overwrite"),
