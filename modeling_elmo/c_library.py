@@ -40,12 +40,7 @@ def c_library(name: str, source: str) -> ctypes.CDLL | None:
         return None
     try:
         with _cache_folder() as folder:
-            path = _compiled(compiler, name, source, folder)
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # it is broken, as by a loss of power
-                path.unlink(missing_ok=True)
-                return ctypes.CDLL(str(_compiled(compiler, name, source, folder)))
+            return ctypes.CDLL(str(_compiled(compiler, name, source, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         text = getattr(error, "stderr", None) or error
         warnings.warn(f"modeling_elmo: the LSTM is slower than it can be, its kernel failed: {text}", stacklevel=2)
@@ -57,9 +52,10 @@ def _compiled(compiler: list[str], name: str, source: str, cache: Path) -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     where = shutil.which(compiler[0])
     parts = (source, str(FLAGS), str(CANDIDATE_FLAGS), str(where), str(compiler), str(version), _processor())
-    target = cache / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
-    if target.is_file():
-        return target
+    key = f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
+    for library in cache.glob(f"{key}-*.so"):
+        if library.is_file() and library.name == _file_name(key, library):
+            return library
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         (Path(folder) / "source.c").write_text(source)
         for index, flags in enumerate(CANDIDATE_FLAGS):
@@ -70,8 +66,15 @@ def _compiled(compiler: list[str], name: str, source: str, cache: Path) -> Path:
             )
             if done.returncode == 0:
                 break
-        os.replace(Path(folder) / "library.so", target)  # whole or not at all, also when many processes start at once
+        library = Path(folder) / "library.so"
+        target = cache / _file_name(key, library)
+        os.replace(library, target)  # whole or not at all, also when many processes start at once
     return target
+
+
+def _file_name(key: str, library: Path) -> str:
+    """It tells what is in the file: to load one that was cut off, as by a loss of power, would end the process."""
+    return f"{key}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _processor() -> str:
