@@ -233,7 +233,7 @@ def _open_hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
         raise ConversionError("HDF5 files need h5py: pip install 'modeling-elmo[convert]'") from error
     if mode == "r":
         if not path.is_file():
-            raise ConversionError(f"{path} does not exist")
+            raise ConversionError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
         with path.open("rb") as file:
             start = file.read(len(HDF5_SIGNATURE))
         if start != HDF5_SIGNATURE:
@@ -328,7 +328,7 @@ def open_source(src: Path | None, given: LegacyFiles) -> Iterator[LegacyFiles]:
         yield find_files(src.parent, given._replace(weights=given.weights or index))
     elif not src.exists():
         raise ConversionError(f"{src} does not exist; it must be a folder, an archive or a checkpoint on this machine")
-    elif is_archive(src):
+    elif src.is_file() and is_archive(src):
         with unpacked(src) as folder:
             yield find_files(_model_folder(folder), given)
     else:

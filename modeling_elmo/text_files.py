@@ -73,6 +73,8 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         found = [name for name in found if os.path.isfile(name)]
+        if not found and os.path.exists(pattern) and not os.path.isdir(pattern):
+            raise DataError(f"{pattern!r} is a pipe or a device, and texts are read more than once: make a file of it")
         if not found:
             raise DataError(
                 f"no file is named {pattern!r}: give text files (also .gz, .bz2, .xz, .zst), .parquet files or a "

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import stat
 import sys
@@ -249,6 +250,8 @@ def test_folders_and_files_of_other_kinds(files, message, tmp_path, dst):
 
 def test_sources_of_other_kinds(legacy, tmp_path, dst):
     assert_refused(tmp_path / "nothing", dst, "does not exist")
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
+    assert_refused(tmp_path / "pipe", dst, "pipe is neither a folder nor an archive")
     assert_refused(legacy / "weights.hdf5", dst, r"neither a folder nor an archive: .*--options and --weights")
 
 

@@ -76,6 +76,12 @@ def test_names_of_no_file_are_errors(tmp_path, name):
         find_files([str(tmp_path / name)])
 
 
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe' is a pipe or a device, .*: make a file of it"):
+        find_files([str(tmp_path / "pipe")])
+
+
 def test_invalid_utf8_and_control_bytes_are_counted_and_reported_and_not_fatal(tmp_path):
     data = (
         b"good \xff\xfe bytes\nnul\x00byte\x07 bell\nreal \xef\xbf\xbd replacement\n\xe2\x82 cut\nna\xc3\xafve\ttab\n"
