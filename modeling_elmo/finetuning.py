@@ -6,6 +6,7 @@ brings its data, its collator and its metrics.
 
 import copy
 import json
+import os
 import re
 import shutil
 import sys
@@ -124,7 +125,7 @@ def check_output_dir(args: FinetuningArguments):
     if name in LAST:
         goes_on = any(folder.rglob(f"checkpoint-*/{TRAINER_STATE_NAME}"))
     else:
-        goes_on = name is not None and Path(name).resolve().is_relative_to(folder.resolve())
+        goes_on = name is not None and Path(os.path.realpath(name)).is_relative_to(folder.resolve())
     if goes_on:
         return
     if not args.do_train and _is_the_models(folder, args):

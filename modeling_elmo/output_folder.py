@@ -2,6 +2,7 @@
 model, its tokenizer, its code, its card and its curve."""
 
 import glob
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,7 +82,8 @@ class OutputFolder:
     def _check_that_nothing_read_is_deleted(self):
         read = [path for pattern in self.read for path in glob.glob(pattern, recursive=True) or [pattern]]
         for path in read:
-            if Path(path).resolve().is_relative_to(self.path.resolve()):
+            # `resolve` raises for a link that leads to itself.
+            if Path(os.path.realpath(path)).is_relative_to(self.path.resolve()):
                 raise ArgumentsError(
                     f"--overwrite_output_dir would delete {path}, which this run reads: choose another output_dir"
                 )

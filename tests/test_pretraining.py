@@ -447,6 +447,9 @@ def test_what_a_run_reads_is_not_overwritten(run, folder, tmp_path, capsys):
         assert run(*flags(folder, output, max_steps=2, **mine), "--overwrite_output_dir") == 2
         assert "would delete" in capsys.readouterr().err
         assert (output / "train.txt").is_file() and (output / "model.safetensors").is_file()
+    (tmp_path / "loop").symlink_to("loop")
+    assert run(*flags(folder, output, max_steps=2, train_file=tmp_path / "loop"), "--overwrite_output_dir") == 2
+    assert "no file is named" in capsys.readouterr().err and (output / "model.safetensors").is_file()
 
 
 def test_links_in_an_overwritten_run_go_and_what_they_lead_to_stays(run, folder, tmp_path):
