@@ -167,6 +167,8 @@ def write_finished_folder(
             plot_curve(folder / LOG_FILE, unfinished / "curve.png")
         except ImportError as error:
             print(error)
+        except (KeyError, TypeError, ValueError):  # no reason to lose the model
+            print(f"no curve was drawn: {folder / LOG_FILE} has lines that no run wrote")
         # Nothing loads the model before its config is there.
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(folder / file.name)

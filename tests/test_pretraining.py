@@ -530,6 +530,16 @@ def test_damaged_lines_of_the_log_are_left_out(run, folder, tmp_path):
     assert timeless_log(output)[: len(expected)] == expected
 
 
+def test_foreign_lines_of_the_log_cost_the_curve_alone(run, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(*flags(folder, output, save_steps=4, max_steps=4))
+    (output / "model.safetensors").unlink()
+    with open(output / "log.jsonl", "a") as log:
+        log.write('{"step": 3}\n')
+    assert run(*flags(folder, output, max_steps=4, resume_from_checkpoint="last")) == 0
+    assert "no curve was drawn" in capsys.readouterr().out and (output / "model.safetensors").is_file()
+
+
 def test_what_is_no_checkpoint_is_named(run, folder, tmp_path, capsys):
     assert run(*flags(folder, tmp_path / "out", resume_from_checkpoint=folder)) == 2
     assert "is not a checkpoint" in capsys.readouterr().err
