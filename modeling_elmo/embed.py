@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -354,14 +355,21 @@ def run(arguments: argparse.Namespace):
     )
     try:
         model, tokenizer, folder = set_up(arguments)
+        try:
+            start = time.perf_counter()
+            report, counts = on_all(partial(write_parts, arguments, state, model, tokenizer, folder))
+            everyone = gather_object([counts])
+            if state.is_main_process:
+                for name in ("words", "cut", "found"):
+                    counts[name] = sum(other[name] for other in everyone)
+                folder.finish(counts["parts"])
+                print(summary(arguments, counts, report, time.perf_counter() - start))
+        finally:
+            folder.unlock()
     except Exception:
         if state.is_main_process:
             raise
         sys.exit(2)  # the main process has the same error and tells it
-    try:
-        write_parts(arguments, state, model, tokenizer, folder)
-    finally:
-        folder.unlock()
 
 
 def write_parts(
@@ -370,10 +378,11 @@ def write_parts(
     model: ElmoModel,
     tokenizer: ElmoTokenizer,
     folder: EmbeddingFolder,
-):
-    """Embed the input into a folder that is claimed, and print what was done."""
+) -> tuple[ReadingReport, Counter[str]]:
+    """Embed this process's share of the input into a folder that is claimed; what was read and done."""
     model.to(state.device)
-    if is_emulated(model.dtype, state.device) and recurrence_kernel(model.dtype) is None:
+    is_slow = is_emulated(model.dtype, state.device) and recurrence_kernel(model.dtype) is None
+    if is_slow and state.is_main_process:
         print("warning: neither processor nor compiled kernel multiplies bfloat16: float32 is faster", file=sys.stderr)
     start = time.perf_counter()
     report, counts = ReadingReport(), Counter[str]()
@@ -399,12 +408,7 @@ def write_parts(
                 bar.update(len(window))
             counts["texts"] += len(window)
             counts["parts"] += 1
-    everyone = gather_object([counts])
-    if state.is_main_process:
-        for name in ("words", "cut", "found"):
-            counts[name] = sum(other[name] for other in everyone)
-        folder.finish(counts["parts"])
-        print(summary(arguments, counts, report, time.perf_counter() - start))
+    return report, counts
 
 
 def count_texts(arguments: argparse.Namespace) -> int | None:

@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -586,6 +587,24 @@ def test_mistakes_are_told_once_by_two_processes(folder, corpus, tmp_path):
         assert ran.wait() == 2
         assert [process.exitcode for process in ran.processes] == [2, 2]
         assert ran.text().count("error: ") == ran.text().count(message) == 1 and "Traceback" not in ran.text()
+
+
+def full_disk_of_the_second_process():
+    if os.environ["RANK"] == "1":
+        patch("modeling_elmo.embedding_files._write_parquet", side_effect=OSError("No space left on device")).start()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_is_told_once(folder, corpus, tmp_path):
+    """The other one writes its share to its end, and the same command goes on behind it."""
+    arguments = [str(folder), str(corpus), str(tmp_path / "out"), "--words_per_part", "30"]
+    ran = Forked(arguments, tmp_path / "told", 2, script="modeling_elmo.embed", prepare=full_disk_of_the_second_process)
+    assert ran.wait() == 2 and [process.exitcode for process in ran.processes] == [2, 2], ran.text()
+    assert ran.text().count("error: No space left on device") == 1 and "Traceback" not in ran.text(), ran.text()
+    kept = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
+    assert kept and all(int(Path(name).stem.removeprefix("part-")) % 2 == 0 for name in kept)
+    assert run(*arguments) == 0
+    assert len(read_parquet(tmp_path / "out")) == len(LINES)
 
 
 def test_control_characters_in_cells_are_spaces_as_in_lines(folder, tmp_path, capsys):
