@@ -210,11 +210,19 @@ class ElmoTrainer(Trainer):
             loss = loss + cast(ElmoTaskModel, self.model).penalty() / parts
         return (loss, outputs) if return_outputs else loss
 
+    def save_model(self, *args: Any, **kwargs: Any):
+        on_all(partial(super().save_model, *args, **kwargs))  # before the barrier of `_save_checkpoint`
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any):
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except RuntimeError as error:  # torch's for a full disk
-            raise OSError(f"the checkpoint cannot be written: {error}") from error
+        save_checkpoint = partial(super()._save_checkpoint, *args, **kwargs)
+
+        def save():
+            try:
+                save_checkpoint()
+            except RuntimeError as error:  # torch's for a full disk
+                raise OSError(f"the checkpoint cannot be written: {error}") from error
+
+        on_all(save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any):
         with _told_as_damage_of(resume_from_checkpoint):
@@ -474,7 +482,7 @@ def run_all(
             own = copy.copy(args)
             parts = [task.name] * (len(names) > 1) + [f"seed_{seed}"] * (len(args.seeds) > 1)
             own.output_dir, own.seed, own.cache_dir = str(Path(str(args.output_dir), *parts)), seed, cache_dir
-            Path(own.output_dir).mkdir(parents=True, exist_ok=True)
+            on_all(partial(Path(own.output_dir).mkdir, parents=True, exist_ok=True))
             if args.do_train and not args.resume_from_checkpoint:
                 on_main(partial(_remove_checkpoints, Path(own.output_dir)))
             results.append(run_task(task, own, trainer_class))

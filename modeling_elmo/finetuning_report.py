@@ -159,7 +159,8 @@ def run_script(
             print(f"{script}: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:  # of a full disk, or of the Hub
-        print(f"{script}: {one_line(explain(error))}; --resume_from_checkpoint last goes on", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{script}: {one_line(explain(error))}; --resume_from_checkpoint last goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -401,6 +401,30 @@ def test_a_full_disk_is_told(run, monkeypatch, capsys):
     assert "cannot be written: unexpected pos 40448; --resume_from_checkpoint" in capsys.readouterr().err
 
 
+def full_disk_of_one_process(name: str, rank: str):
+    """`name` cannot be written in that process."""
+    if os.environ["RANK"] == rank:
+        full = OSError("No space left on device")
+        patch(name, side_effect=full).start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("transformers.modeling_utils.safe_save_file", "0"),  # the others wait for the weights
+        ("transformers.Trainer._save_optimizer_and_scheduler", "0"),
+        ("transformers.Trainer._save_rng_state", "1"),
+    ],
+)
+def test_a_full_disk_of_one_process_is_told_once(values, tmp_path, name, rank):
+    flags = {**values, "max_train_samples": 8, "num_train_epochs": 2, "use_cpu": None}
+    full = partial(full_disk_of_one_process, name, rank)
+    code, told = forked(command_line(flags), tmp_path / "told", 2, script="finetune_glue", prepare=full)
+    assert code == 2 and "Traceback" not in told, told
+    assert told.count("goes on\n") == told.count("No space left on device; --resume_from_checkpoint last goes on") == 1
+
+
 def test_control_c_is_told(run, monkeypatch, capsys):
     monkeypatch.setattr("transformers.Trainer.training_step", Mock(side_effect=KeyboardInterrupt))
     assert run() == 128 + signal.SIGINT
