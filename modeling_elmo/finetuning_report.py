@@ -154,16 +154,13 @@ def run_script(
         results = run_all(make, names, args, trainer_class)
         if args.process_index == 0:
             print(report(results, Path(str(args.output_dir))))
+        return 0
     except (ArgumentsError, DataError, LoadingError, PublishError) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same
-            print(f"{script}: {error}", file=sys.stderr)
-        return 2
+        told, code = str(error), 2
     except (OSError, SafetensorError) as error:  # of a full disk, or of the Hub
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{script}: {one_line(explain(error))}; --resume_from_checkpoint last goes on", file=sys.stderr)
-        return 2
+        told, code = f"{one_line(explain(error))}; --resume_from_checkpoint last goes on", 2
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{script}: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+        told, code = "stopped", 128 + signal.SIGINT
+    if os.environ.get("RANK", "0") == "0":  # each process has the same
+        print(f"{script}: {told}", file=sys.stderr)
+    return code
