@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from safetensors import SafetensorError
 
 import modeling_elmo
-from modeling_elmo.commands import new_folder, run_command, whole_file
+from modeling_elmo.commands import new_folder, run_command, unlock, whole_file
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
 COMMANDS = sorted(path.stem for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8"))
@@ -67,6 +68,24 @@ def test_sigterm_leaves_no_scratch_files(tmp_path):
         run_command(run)
     assert stopped.value.code == 143 and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_write_one_file_have_scratch_files_of_their_own(tmp_path, monkeypatch):
+    target = tmp_path / "whole"
+    with whole_file(target) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with whole_file(target) as others:
+            others.write_text("others")
+    assert target.read_text() == "mine" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_lock_that_was_let_go_is_held_by_nobody_and_leaves_no_file(tmp_path):
+    lock = FileLock(tmp_path / "lock")
+    with lock:
+        unlock(lock)
+        assert not lock.is_locked and not list(tmp_path.iterdir())
+    unlock(lock)
 
 
 def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):

@@ -259,6 +259,7 @@ def test_batches_are_dropped_in_training_only(run, tmp_path):
     assert run(**sizes, dataloader_drop_last="true", num_train_epochs=1, head="linear") == 0
     out = tmp_path / "out"
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 6  # of 64 examples
+    assert torch.load(out / "training_args.bin", weights_only=False).dataloader_drop_last
     for split, number in (("validation", 24), ("test", 8)):
         assert len((out / f"{split}_predictions.tsv").read_text().splitlines()) == 1 + number
 
@@ -486,8 +487,9 @@ def test_a_model_without_a_head_cannot_be_evaluated(run, capsys, flags, message)
 def test_scores_of_a_model_go_beside_those_of_its_training(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(num_train_epochs=1) == 0
-    before = results(out)
+    before, card = results(out), (out / "README.md").read_text()
     assert run(model_name_or_path=out, do_train="false", max_eval_samples=4) == 0
+    assert (out / "README.md").read_text() == card, "of the model's training"
     assert results(out)["train_loss"] == before["train_loss"]
     assert results(out)["validation_loss"] != before["validation_loss"]
     capsys.readouterr()
@@ -523,6 +525,14 @@ def test_flags_of_trainer_are_heard(run, tmp_path):
     history = json.loads((tmp_path / "none" / "trainer_state.json").read_text())
     assert not any("eval_loss" in line for line in history["log_history"])
     assert not any(name.startswith("validation") for name in results(tmp_path / "none"))
+
+
+def test_test_data_choose_no_checkpoint(run, data, tmp_path):
+    files = {f"{split}_file": data / "sentiment" / f"{split}.jsonl" for split in ("train", "test")}
+    assert run(task_name=None, data_dir=None, num_train_epochs=1, head="linear", **files) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] is None and not any("eval_loss" in line for line in state["log_history"])
+    assert "test_accuracy" in results(tmp_path / "out")
 
 
 def test_layers_that_cannot_be_kept(run, tmp_path, capsys):

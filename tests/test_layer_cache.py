@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pickle
 import threading
 from functools import partial
@@ -14,7 +15,7 @@ from test_modeling import assert_close
 from test_sequence_classification import make_classifier
 
 from modeling_elmo import ElmoTokenizer
-from modeling_elmo.layer_cache import LayerCache
+from modeling_elmo.layer_cache import CachedCollator, LayerCache
 
 SINGLE = ["a cat sat", "the dog", "a cat sat", ""]
 PAIRS = (["the dog", "who is it"], ["a cat sat", "no one"])
@@ -50,6 +51,7 @@ def test_each_distinct_text_is_computed_once(tokenizer, tmp_path, monkeypatch):
     cache.add([encode(tokenizer, SINGLE), encode(tokenizer, *PAIRS)])
     assert sorted(encoded) == [2, 4, 4, 5, 5]  # with both boundaries; two of the texts of pairs were there
     assert cache.num_bytes == 20 * 3 * 12 * 4
+    assert {len(key) for key in cache.places} == {16}, "bytes of a hash, so many that no two texts share one"
     cache.add([encode(tokenizer, SINGLE)])
     again = LayerCache(tmp_path, model)
     again.add([encode(tokenizer, *PAIRS)])
@@ -77,12 +79,30 @@ def test_a_cache_that_was_cut_off_goes_on(tokenizer, tmp_path):
     cache = LayerCache(tmp_path, model)
     cache.add([encode(tokenizer, SINGLE)])
     with open(cache.folder / "layers.bin", "ab") as file:
-        file.write(np.random.default_rng(0).bytes(1001))
+        file.write(np.random.default_rng(0).bytes(10_001))
     cache = LayerCache(tmp_path, model)
     pairs = encode(tokenizer, *PAIRS)
     cache.add([pairs])
     assert_close(cache.look_up(pairs), model.bilm_layers(**pairs)[0])
     assert (cache.folder / "layers.bin").stat().st_size == cache.num_bytes
+
+
+def test_layers_lie_on_disk_before_the_index_knows_them(tokenizer, tmp_path, monkeypatch):
+    cache, synced = LayerCache(tmp_path, make_classifier()), []
+    index = cache.folder / "index.npz"
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, index.exists())))
+    cache.add([encode(tokenizer, SINGLE)])
+    assert synced == [(cache.num_bytes, False)] and index.exists()
+
+
+def test_an_index_that_cannot_be_written_leaves_the_one_before(tokenizer, tmp_path, monkeypatch):
+    cache, single = LayerCache(tmp_path, make_classifier()), encode(tokenizer, SINGLE)
+    cache.add([single])
+    monkeypatch.setattr(np, "savez", lambda file, **_: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        cache.add([encode(tokenizer, *PAIRS)])
+    again = LayerCache(tmp_path, cache.model)
+    assert_close(again.look_up(single), cache.model.bilm_layers(**single)[0])
 
 
 def test_a_cache_that_lost_data_is_made_anew(tokenizer, tmp_path):
@@ -171,6 +191,14 @@ def test_an_error_leaves_the_model_in_training_mode(tokenizer, tmp_path, monkeyp
     assert model.training
 
 
+def test_a_batch_has_layers_in_the_place_of_ids(tokenizer, tmp_path):
+    cache, single = LayerCache(tmp_path, make_classifier()), encode(tokenizer, SINGLE)
+    cache.add([single])
+    batch = CachedCollator(lambda texts: encode(tokenizer, texts), cache)(SINGLE)
+    assert batch.keys() == {"hidden_states", *single} - {"input_ids"}
+    assert torch.equal(batch["hidden_states"], cache.look_up(single))
+
+
 def test_a_trained_bilm_is_refused(tmp_path):
     with pytest.raises(ValueError, match="freeze it to cache them"):
         LayerCache(tmp_path, make_classifier(freeze_bilm=False))
@@ -202,13 +230,15 @@ def test_a_model_that_computes_otherwise_with_the_same_weights_has_a_cache_of_it
     assert len(folders) == 3
 
 
-def index_of_two_lengths() -> bytes:
-    file = io.BytesIO()
-    np.savez(file, keys=np.zeros((1, 16), np.uint8), lengths=np.ones(2, np.int64))
-    return file.getvalue()
+def index_of(**arrays: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, keys=np.zeros((1, 16), np.uint8), **arrays)
+    return content.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", index_of_two_lengths()])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"PK\x03\x04", index_of(), index_of(lengths=np.ones(2, np.int64))], ids=len
+)
 def test_a_damaged_index_is_made_anew(tokenizer, tmp_path, content):
     cache = LayerCache(tmp_path, make_classifier())
     cache.add([encode(tokenizer, SINGLE)])

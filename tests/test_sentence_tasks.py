@@ -79,6 +79,13 @@ def test_columns_of_sentences_are_found_by_their_names(row, columns):
     data = prepare(tables([{**row, "label": 0}]), TaskSpec())
     assert data.columns == columns
     assert list(data.train["texts"]) == [[row[column] for column in columns]]
+    assert list(data.train["length"]) == [len(columns)]
+
+
+def test_columns_that_are_named_come_before_those_of_the_task():
+    rows = tables([{"sentence": "a", "other": "b", "label": 0}])
+    assert prepare(rows, GLUE["sst2"]).columns == ("sentence",)
+    assert prepare(rows, GLUE["sst2"], ["other"]).columns == ("other",)
 
 
 def test_columns_that_are_missing_are_named_with_those_that_are_there():
@@ -108,6 +115,7 @@ def test_labels_of_all_kinds():
     assert labels([True, False]) == ([1, 0], ["False", "True"])
     assert labels([1.5, 0.0]) == ([1.5, 0.0], None)
     assert labels([1, 0], TaskSpec(is_regression=True)) == ([1.0, 0.0], None)
+    assert labels([1], TaskSpec(label_names=("yes", "no"))) == ([1], ["yes", "no"])
     assert labels([1.0, 2.5], TaskSpec(is_regression=False)) == ([0, 1], ["1", "2.5"])
     assert labels(["2.7", "3.5", "other"], TaskSpec(is_regression=False)) == ([0, 1, 2], ["2.7", "3.5", "other"])
     assert labels(["2.7", "old", "other"]) == ([0, 1, 2], ["2.7", "old", "other"])
@@ -226,6 +234,16 @@ def test_labels_that_training_does_not_have_are_refused():
         prepare(tables([*ROWS[:1], {"sentence": "a", "label": None}]), TaskSpec())
     with pytest.raises(DataError, match="train, row 0: the label 'high' is no number"):
         prepare(tables([{"sentence1": "a", "sentence2": "b", "label": "high"}]), GLUE["stsb"])
+
+
+def test_labels_are_those_of_the_training_data_or_of_the_first_split():
+    others = [*ROWS, {"sentence": "a", "label": "maybe"}]
+    data = prepare(tables(ROWS, test=ROWS[:1]), TaskSpec())
+    assert data.label_names == ["no", "yes"] and data.num_labels == 2
+    with pytest.raises(DataError, match="validation, row 2: the label 'maybe' does not occur in the training data"):
+        prepare(DatasetDict(validation=Dataset.from_list(others), **tables(ROWS)), TaskSpec())
+    alone = prepare(DatasetDict(validation=Dataset.from_list(others)), TaskSpec())
+    assert alone.label_names == ["maybe", "no", "yes"] and alone.train is None
 
 
 def test_test_data_may_have_no_labels():

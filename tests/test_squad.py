@@ -463,6 +463,7 @@ def test_a_context_without_words_has_no_answer():
     for version_2 in (False, True):
         one = predict_answers(questions, windows, logits, logits, version_2=version_2)["1"]
         assert one.answer == one.best_text == "" and len(one.candidates) == version_2
+        assert not version_2 or one.null_odds > 1e4
         json.dumps(vars(one), allow_nan=False)
     assert predict_answers(questions[:1], windows[:1], logits[:1], logits[:1])["1"].candidates == []
 
