@@ -82,6 +82,7 @@ def test_tags_that_keep_others_from_being_those_of_chunks_are_told():
     mended, log = told(mend_tags, splits)
     assert mended == splits
     assert "validation, row 0: the tag '0' is none of chunks, as 'B-PER' is" in log
+    assert "(2 such tags)" in told(mend_tags, split_of("0 B-PER NN"))[1] and "such tags" not in log
     assert told(mend_tags, split_of("DT NN", "VB"))[1] == ""
 
 
@@ -97,7 +98,7 @@ def test_files_of_columns(tmp_path, name, separator):
 
 
 def test_columns_by_number(tmp_path):
-    name = write(tmp_path, "a.txt", CONLL)
+    name = write(tmp_path, "a.txt", CONLL.replace("NNP", " NNP"))
     assert pairs(read_file(name, Columns(label="2")))[0] == (["Anna", "Bo", "sleeps"], ["B-NP", "I-NP", "B-VP"])
     assert pairs(read_file(name, Columns(text="1", label="-2")))[1] == (["NNP"], ["B-NP"])
 
@@ -107,8 +108,9 @@ def test_universal_dependencies(tmp_path):
         "# text = it's late\n1-2\tit's\t_\t_\n1\tit\tit\tPRON\n2\t's\tbe\tAUX\n2.1\tx\t_\t_\n3\tlate\tlate\tADJ\n\n"
         "# newdoc\n1\t#\t#\tSYM\n"
     )
-    sentences = read_file(write(tmp_path, "en.conllu", content), Columns(task="pos"))
-    assert pairs(sentences) == [(["it", "'s", "late"], ["PRON", "AUX", "ADJ"]), (["#"], ["SYM"])]
+    for name in ("en.conllu", "EN.CONLLU"):
+        sentences = read_file(write(tmp_path, name, content), Columns(task="pos"))
+        assert pairs(sentences) == [(["it", "'s", "late"], ["PRON", "AUX", "ADJ"]), (["#"], ["SYM"])]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -154,12 +156,21 @@ def test_test_data_may_be_without_tags(tmp_path):
     assert pairs(read_file(write(tmp_path, "a.txt", "a\nb\n\nc"), Columns(), needs_tags=False)) == [
         (["a", "b"], None), (["c"], None)
     ]  # fmt: skip
+    assert pairs(read_file(write(tmp_path, "a.txt", "a\tN\t\n\tN\t\n"), Columns(), needs_tags=False)) == [
+        (["a", ""], None)
+    ]
+    with pytest.raises(DataError, match="line 3: a word of this sentence has an empty tag in column 1, the last is 1"):
+        read_file(write(tmp_path, "a.txt", "a\tO\n\nb\t\n"), Columns(), needs_tags=False)
     name = write(tmp_path, "a.jsonl", [{"tokens": ["a"]}])
     assert pairs(read_file(name, Columns(), needs_tags=False)) == [(["a"], None)]
     with pytest.raises(DataError, match="no column 'ner_tags': set label_column_name to one of tokens"):
         read_file(name, Columns())
+    DatasetDict(test=Dataset.from_list([{"tokens": ["a"]}])).save_to_disk(tmp_path / "saved")
+    assert pairs(read_dataset(str(tmp_path / "saved"), None, Columns())["test"]) == [(["a"], None)]
     with pytest.raises(DataError, match="no column 'mine'"):
         read_file(write(tmp_path, "b.jsonl", ROWS), Columns(label="mine"), needs_tags=False)
+    name = write(tmp_path, "c.jsonl", [{"tokens": ["a"], "mine": ["O"]}])
+    assert pairs(read_file(name, Columns(label="mine"), needs_tags=False)) == [(["a"], ["O"])]
 
 
 # ---- tables
@@ -185,12 +196,16 @@ def test_class_ids_are_named(tmp_path):
     table = table.cast_column("tags", ListOf(ClassLabel(names=["O", "B-X"])))
     table.to_parquet(tmp_path / "b.parquet")
     assert pairs(read_file(str(tmp_path / "b.parquet"), Columns())) == [(["a", "b"], ["B-X", "O"])]
+    table.map(lambda _: {"tags": [0, -1]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="column 'tags' has the class id -1, but there are 2 classes"):
+        read_file(str(tmp_path / "b.parquet"), Columns())
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"tokens": ["a", "b"], "tags": ["O"]}, r"a\.jsonl, row 1: 2 words, but 1 tags"),
+        ({"tokens": ["a"], "tags": ["O", "O"]}, "row 1: 1 words, but 2 tags"),
         ({"tokens": None, "tags": ["O"]}, "row 1: column 'tokens' has None instead of a list of words"),
         ({"tokens": ["a"], "tags": None}, "row 1: column 'tags' has None instead of a list of tags"),
         ({"tokens": [None], "tags": ["O"]}, r"row 1: column 'tokens' has \[None\] instead"),
@@ -284,11 +299,13 @@ def test_iob1_is_read_as_iob2(before, after):
     mended, log = told(mend_tags, splits)
     assert mended["train"][0].tags == after.split()
     assert mended["test"] == splits["test"] and splits["train"][0].tags == before.split()
-    number = sum(one != two for one, two in zip(before.split(), after.split(), strict=True))
+    changes = [one != two for one, two in zip(before.split(), after.split(), strict=True)]
+    number = sum(changes)
     assert (f"train: {number} tags I-..." in log) if number else log == ""
     assert told(mend_tags, mended) == (mended, "")
     if number:
-        with pytest.raises(DataError, match=r"train, row 0, word \d \('w'\): I.* follows .*--broken_tags repair"):
+        place = rf"train, row 0, word {changes.index(True) + 1} \('w'\)"
+        with pytest.raises(DataError, match=rf"{place}: I.* follows .*--broken_tags repair"):
             mend_tags(splits, refuse=True)
     assert mend_tags(mended, refuse=True) == mended
 
@@ -303,6 +320,8 @@ def test_labels_in_order_and_those_that_training_lacks():
     train = split_of("O B-PER I-PER", "I-LOC B-LOC")
     assert label_list(train) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert label_list(split_of("VB NN NN DT")) == ["DT", "NN", "VB"]
+    assert label_list(split_of("I B O")) == ["O", "B", "I"]
+    assert label_list({**split_of("B-A", name="test"), **train})[-1] == "B-A", "behind those of the training data"
     splits = {**split_of("O", "B-NEW", name="validation"), **train}
     labels, log = told(label_list, splits)
     assert labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-NEW"]
@@ -384,6 +403,7 @@ def test_scores_of_other_schemes():
     assert overall == {"precision": 0.5, "recall": 0.5, "f1": 0.5} and types["X"]["f1"] == 1
     renamed = [[[tag.replace("L-", "E-").replace("U-", "S-") for tag in row] for row in part] for part in (gold, predicted)]  # fmt: skip  # noqa: E501
     assert entity_scores(*renamed) == (overall, types)
+    assert entity_scores([["U-Y", "U-Y"]], [["U-Y", "O"]])[0]["recall"] == 0.5, "each is an entity of its own"
     with pytest.raises(DataError, match="strict scores are for IOB2"):
         entity_scores(gold, predicted, strict=True)
 
@@ -402,6 +422,7 @@ def test_metrics_for_trainer():
     output = SimpleNamespace(predictions=np.where(gold == -100, -100, predicted.clip(0)), label_ids=gold)
     assert tags_of(output.predictions, gold, labels) == [["B-X", "I-X"], ["B-X", "O", "O"]]
     metrics = scorer(labels)(output)
+    assert scorer(labels)(SimpleNamespace(predictions=predicted.clip(0), label_ids=gold)) == metrics
     assert metrics == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "accuracy": 0.8}
     by_type = scorer(labels, by_type=True)(output)
     assert by_type == {
