@@ -23,11 +23,13 @@ LFS_EXTENSIONS = (".safetensors", ".bin", ".pt", ".onnx", ".parquet", ".png")
 
 @dataclass
 class Repository:
-    """`commits`: by hash, from the first to the last, the content of each file by its path."""
+    """`commits`: by hash, from the first to the last, the content of each file by its path. `branches`: to which some
+    were made; all have the same files."""
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
     lfs_paths: set[str] = field(default_factory=set)
+    branches: set[str] = field(default_factory=set)
 
     @property
     def head(self) -> str:
@@ -166,8 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.objects[oid] = self.body
         return b""
 
-    def commit(self, repo_id: str, _revision: str) -> dict[str, Any]:
+    def commit(self, repo_id: str, revision: str) -> dict[str, Any]:
         repository = self.repository(repo_id, write=True)
+        repository.branches.add(revision)
         files = dict(repository.files)
         for line in self.body.splitlines():
             key, value = json.loads(line).values()
@@ -213,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def _commit(repository: Repository, revision: str) -> str:
-        if revision == "main":
+        if revision == "main" or revision in repository.branches:
             return repository.head
         if revision not in repository.commits:
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")

@@ -252,9 +252,11 @@ def test_fine_tuning_pushes_its_results_and_no_cache(hub, finished, tmp_path, mo
     given = {
         "model_name_or_path": finished, "train_file": tmp_path / "data.jsonl",
         "validation_file": tmp_path / "data.jsonl", "output_dir": tmp_path / "out", "num_train_epochs": 1,
-        "head": "linear", "push_to_hub": True, "hub_model_id": "me/tuned",
+        "head": "linear", "push_to_hub": True, "hub_model_id": "me/tuned", "hub_token": TOKEN, "hub_revision": "trial",
     }  # fmt: skip
+    monkeypatch.delenv("HF_TOKEN")
     assert run_script(load_script("finetune_glue"), monkeypatch, given) == 0
+    assert hub.repositories["me/tuned"].branches == {"trial"}
     assert (tmp_path / "out" / "_layer_cache").is_dir()
     files = hub.repositories["me/tuned"].files
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -265,6 +267,6 @@ def test_fine_tuning_pushes_its_results_and_no_cache(hub, finished, tmp_path, mo
     assert card.data.pipeline_tag == "text-classification" and "from `finished` on data.jsonl by" in card.text
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    given |= {"output_dir": tmp_path / "other", "hub_model_id": "me/other"}
+    given |= {"output_dir": tmp_path / "other", "hub_model_id": "me/other", "hub_token": None}
     assert run_script(load_script("finetune_glue"), monkeypatch, given) == 2
     assert "--push_to_hub: the Hub does not know this token: run `hf auth login`" in capsys.readouterr().err

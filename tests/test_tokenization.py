@@ -218,6 +218,7 @@ def test_long_texts_are_split_as_short_ones(tokenizer, space):
     text = space.join(sentence * 3000)
     assert len(text) > 2 * MAX_CHARACTERS
     assert tokenizer.split_words(text) == sentence * 3000
+    assert list(map(len, tokenizer.split_words("x" * (MAX_CHARACTERS + 1)))) == [MAX_CHARACTERS, 1]
 
 
 def test_whitespace_and_other_pre_tokenizers(tmp_path):
@@ -502,6 +503,8 @@ def test_lm_ids_and_labels(tokenizer):
     assert tokenizer.lm_vocab == VOCAB and tokenizer.lm_vocab_size == len(VOCAB)
     ids = tokenizer.lm_ids(["the", "dog", "<S>", "</S>", "<UNK>", "a\u2028b", ""])
     assert ids.dtype == np.int64 and ids.tolist() == [3, 2, 2, 2, 2, 6, 2]
+    with pytest.raises(TypeError, match="expected a list of words, got the string 'the cat': put it into a list"):
+        tokenizer.lm_ids("the cat")
     assert tokenizer("the <S> dog", return_lm_labels=True)["labels"] == [0, 3, 2, 2, 1]
     batch = tokenizer(["the cat", "cat"], padding=True, return_tensors="pt", return_lm_labels=True)
     assert batch["labels"].tolist() == [[0, 3, 4, 1], [0, 4, 1, -100]] and batch["labels"].dtype == torch.int64
@@ -724,6 +727,7 @@ def test_save_and_load(tmp_path):
     files = tokenizer.save_pretrained(tmp_path)
     assert {Path(file).name for file in files} == {"tokenizer_config.json", "tokenizer.json", "vocab.txt"}
     assert (tmp_path / "vocab.txt").read_bytes() == "".join(f"{word}\n" for word in VOCAB).encode()
+    assert tokenizer.save_vocabulary(str(tmp_path), "mine") == (f"{tmp_path}/mine-vocab.txt",)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert not any(key.startswith("vocab") or key == "lm_vocab" for key in config)
     assert config["auto_map"] == {"AutoTokenizer": ["tokenization_elmo.ElmoTokenizer", None]}
