@@ -309,6 +309,7 @@ def test_padding_while_encoding(tokenizer, side):
     assert not batch["input_ids"][~kept].any()
     assert batch["input_ids"][1][kept[1]].tolist() == [BOS_ROW, slow_row("a"), EOS_ROW]
     assert batch.word_ids(1)[order].count(None) == 7
+    assert len(tokenizer(["a"], padding=True, truncation=True, max_length=9)["input_ids"][0]) == 3, "as the longest text"
 
 
 def test_kinds_of_results(tokenizer):
@@ -401,6 +402,8 @@ def test_normalizers_and_added_tokens(tokenizer):
     assert changed.decode(changed("ABX c")["input_ids"], True) == "ab c"
     split = changed(["AB", "X", "c"], is_split_into_words=True)
     assert split["input_ids"][1:-1] == [slow_row("ab"), slow_row(""), slow_row("c")]
+    counted = changed.train_new_from_iterator([["AB", "ab"], ["X"]], is_split_into_words=True)
+    assert counted.lm_vocab == ["<S>", "</S>", "<UNK>", "ab"], "words as they are looked up"
     changed.add_tokens(["[e 1]"])
     assert changed.tokenize("see [e 1]!") == ["see", "[e 1]", "!"]
     assert len(changed(["a[e 1]b"], is_split_into_words=True)["input_ids"]) == 3
@@ -595,7 +598,7 @@ def test_training_a_vocabulary(tokenizer):
     assert tokenizer.lm_vocab == VOCAB
     assert tokenizer.train_new_from_iterator(iter(corpus), vocab_size=5).lm_vocab == new.lm_vocab[:5]
     assert tokenizer.train_new_from_iterator(corpus, min_frequency=2).lm_vocab == new.lm_vocab[:5]
-    sentences = [["don't", "a\nb", ""], [["don't", "a b"], []]]
+    sentences = [[], ["don't", "a\nb", ""], [["don't", "a b"], []]]
     split = tokenizer.train_new_from_iterator(sentences, is_split_into_words=True)
     assert split.lm_vocab == ["<S>", "</S>", "<UNK>", "don't", "a b"]
     assert tokenizer.train_new_from_counts({"x": 1, "y": 2}).lm_vocab == ["<S>", "</S>", "<UNK>", "y", "x"]
