@@ -19,6 +19,8 @@ from transformers import (
     DataCollatorWithPadding,
     default_data_collator,
 )
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from modeling_elmo.rust_splitter import MAX_CHARACTERS
 from modeling_elmo.spelling import ByteSpelling
@@ -309,7 +311,9 @@ def test_padding_while_encoding(tokenizer, side):
     assert not batch["input_ids"][~kept].any()
     assert batch["input_ids"][1][kept[1]].tolist() == [BOS_ROW, slow_row("a"), EOS_ROW]
     assert batch.word_ids(1)[order].count(None) == 7
-    assert len(tokenizer(["a"], padding=True, truncation=True, max_length=9)["input_ids"][0]) == 3, "as the longest text"
+    assert len(tokenizer(["a"], padding=True, truncation=True, max_length=9)["input_ids"][0]) == 3, (
+        "as the longest text"
+    )
 
 
 def test_kinds_of_results(tokenizer):
@@ -458,7 +462,10 @@ def test_pad_small_integers_and_refusals(tokenizer):
     batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     assert batch["input_ids"].dtype == torch.int64
     assert batch["input_ids"][1].tolist() == [slow_row("c"), PAD_ROW]
-    assert [len(rows) for rows in tokenizer.pad({"input_ids": rows}, padding=False)["input_ids"]] == [2, 1]
+    for options in ({"padding": False, "pad_to_multiple_of": 8}, {"padding": "max_length", "max_length": 1}):
+        assert [len(rows) for rows in tokenizer.pad({"input_ids": rows}, **options)["input_ids"]] == [2, 1]
+    masked = tokenizer.pad({"input_ids": rows, "attention_mask": [[1, 0], [1]]}, return_tensors="np")
+    assert masked["attention_mask"].tolist() == [[1, 0], [1, 0]]
     with pytest.raises(ValueError, match=r"\(50,\)"):
         tokenizer.pad({"input_ids": [[[1] * 40]]})
     with pytest.raises(ValueError, match="axes"):
@@ -467,6 +474,14 @@ def test_pad_small_integers_and_refusals(tokenizer):
         tokenizer.pad([{"attention_mask": [1]}])
     with pytest.raises(ValueError, match="padding"):
         tokenizer.pad(examples_of(tokenizer), padding=False, return_tensors="pt")
+
+
+def test_a_text_longer_than_the_model_takes_is_told():
+    with CaptureLogger(logging.get_logger("transformers.tokenization_utils_base")) as captured:
+        ElmoTokenizer(model_max_length=4)("a b")
+        assert not captured.out
+        ElmoTokenizer(model_max_length=3)("a b")
+    assert "(4 > 3)" in captured.out
 
 
 def test_stock_collators(tokenizer):
