@@ -94,7 +94,7 @@ def test_which_checkpoint_is_taken(saved, tmp_path, dst):
     third = ["options.json", "model.ckpt-3.index", "vocab.txt"]
     second = ["options.json", "model.ckpt-2.index", "vocab.txt"]
     assert read_files(saved, dst) == third  # as `checkpoint` says, though that names another folder
-    (saved / "checkpoint").write_text('model_checkpoint_path: "C:\\\\save\\\\model.ckpt-2"\n')
+    (saved / "checkpoint").write_bytes(b'# \xff\nmodel_checkpoint_path: "C:\\save\\model.ckpt-2"\n')
     assert read_files(saved, dst) == second
     for name in ("model.ckpt-3", "model.ckpt-3.index", "model.ckpt-3.data-00001-of-00002", "model.ckpt-3.meta"):
         assert read_files(saved / name, dst) == third

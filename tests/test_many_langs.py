@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_elmo import ElmoForSequenceClassification, ElmoModel, ElmoTokenizer
+from modeling_elmo.allennlp_format import ConversionError, ConversionWarning
 from modeling_elmo.convert import main
+from modeling_elmo.many_langs import is_many_langs, read_many_langs
 from modeling_elmo.spelling import DictionarySpelling
 
 SENTENCES = [
@@ -122,6 +125,11 @@ def test_it_is_a_model_like_others(tmp_path):
     with zipfile.ZipFile(tmp_path / "144.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"144/{path.name}")
+    shutil.copy(tmp_path / "144.zip", tmp_path / "two.zip")
+    with zipfile.ZipFile(tmp_path / "two.zip", "a") as archive:
+        archive.write(folder / "token_embedder.pkl", "145/token_embedder.pkl")
+    with pytest.raises(ConversionError, match="has 2 models in it: unpack it and convert one of them"):
+        read_many_langs(tmp_path / "two.zip")
     assert main([str(tmp_path / "144.zip"), str(tmp_path / "ours")]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
     model = ElmoForSequenceClassification.from_pretrained(tmp_path / "ours", num_labels=2, head_dim=4).eval()
@@ -240,6 +248,24 @@ def test_without_its_hyperparameters_those_of_the_published_models_are_taken(tmp
     config = ElmoModel.from_pretrained(tmp_path / "ours").config
     assert (config.cell_clip, config.proj_clip, config.max_word_length) == (3, 3, 50)
     assert (config.lstm_dim, config.projection_dim, config.forget_bias, config.word_vocab_size) == (11, 6, 0, 10)
+
+
+def test_what_files_may_lack_or_have_more(tmp_path):
+    """White space behind the numbers of a dictionary, hyperparameters that are not told, a file that names itself."""
+    folder = write_model(tmp_path / "original")
+    expected, options = read_many_langs(folder), json.loads((folder / "cnn.json").read_text())
+    (folder / "char.dic").write_text((folder / "char.dic").read_text().replace("\n", " \n"))
+    del options["encoder"]["cell_clip"]
+    (folder / "cnn.json").write_text(json.dumps(options))
+    found = read_many_langs(folder)
+    assert found.char_vocab == expected.char_vocab
+    assert found.config.char_padding_id == found.char_vocab["<pad>"] + 1
+    assert (found.config.cell_clip, found.config.proj_clip) == (3, 0.4)
+    (folder / "config.json").write_text(json.dumps({"config_path": "config.json"}))
+    with pytest.warns(ConversionWarning, match="those of the published models are taken"):
+        read_many_langs(folder)
+    (folder / "encoder.pkl").unlink()
+    assert not is_many_langs(folder)
 
 
 def test_a_clip_of_0_is_none(tmp_path):

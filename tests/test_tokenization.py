@@ -279,9 +279,13 @@ def test_typed_special_tokens_are_words(tokenizer):
     assert encoding["special_tokens_mask"] == [1, 0, 0, 0, 1, 1, 1]
     assert tokenizer.get_special_tokens_mask(expected, already_has_special_tokens=True) == [1, 0, 0, 0, 1, 1, 1]
     assert tokenizer.get_special_tokens_mask([7, 7], [7]) == [1, 0, 0, 1, 1, 0, 1]
+    plain = ElmoTokenizer(pre_tokenizer="whitespace")
+    plain.add_tokens(["[e]"])
+    assert plain.tokenize("a</S>b[e]<S>") == ["a</S>b", "[e]", "<S>"]
 
 
 def test_truncation_stride_and_overflow(tokenizer):
+    assert list(map(len, tokenizer(["a b c d", "e"], truncation=True, max_length=4)["input_ids"])) == [4, 3]
     words = ["a", "b", "c", "d", "e", "f", "g"]
     encoding = tokenizer(
         [words], is_split_into_words=True, truncation=True, max_length=5, stride=1, return_overflowing_tokens=True
@@ -655,7 +659,8 @@ def test_word_inputs(tmp_path):
     batch = tokenizer(["the cat", "dog"], padding=True, return_tensors="pt")
     assert batch["input_ids"].tolist() == [[1, 4, 5, 2], [1, 3, 2, 0]]
     assert tokenizer.decode(batch["input_ids"]) == ["<S> the cat </S>", "<S> <UNK> </S> <PAD>"]
-    assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) == "the cat"
+    assert tokenizer.decode(batch["input_ids"], skip_special_tokens=True) == ["the cat", "<UNK>"]
+    assert tokenizer.convert_ids_to_tokens(4) == "the" and tokenizer.decode(4) == "the"
     padded = tokenizer.pad([tokenizer("the cat"), tokenizer("dog")])
     assert padded["input_ids"] == batch["input_ids"].tolist()
     assert tokenizer.pad(tokenizer("dog"), pad_to_multiple_of=4)["input_ids"] == [1, 3, 2, 0]
@@ -677,6 +682,10 @@ def test_decoding(tokenizer):
     assert tokenizer.batch_decode(tokenizer(texts)["input_ids"], skip_special_tokens=True) == texts  # ragged lists
     assert tokenizer.decode(batch[1], skip_special_tokens=True) == texts[1]
     assert tokenizer.decode([]) == ""
+    assert tokenizer.decode(tokenizer(texts, padding=True)) == tokenizer.decode(batch)
+    ids = tokenizer("do n't .")["input_ids"]
+    assert tokenizer.decode(ids, True) == "do n't ." and tokenizer.decode(ids, True, True) == "don't."
+    assert ElmoTokenizer(clean_up_tokenization_spaces=True).decode(ids, True) == "don't."
     assert tokenizer.convert_ids_to_tokens(batch[1]) == ["<S>", "<S>", "x", "</S>", "<PAD>"]
     assert tokenizer.convert_ids_to_tokens([0, 2]) == ["<PAD>", "<S>"] and tokenizer.convert_ids_to_tokens(3) == "</S>"
     assert tokenizer.convert_tokens_to_string(["a", "b"]) == "a b"
@@ -694,6 +703,7 @@ def test_special_ids(tokenizer):
         3,
     )
     assert tokenizer.model_max_length > 10**20 and len(tokenizer) == 4
+    assert tokenizer.get_special_tokens_mask([], [5]) == [1, 1, 1, 0, 1]
     assert tokenizer.num_special_tokens_to_add() == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 4
 
 
