@@ -176,9 +176,9 @@ def damage(folder: Path, how: str):
         (folder / "char.dic").write_text(f"a\t{5000 * '9'}\n")
     elif how == "truncated":
         (folder / "encoder.pkl").write_bytes((folder / "encoder.pkl").read_bytes()[:500])
-    elif how == "nan":
+    elif how in ("nan", "-inf"):
         state = torch.load(folder / "encoder.pkl", weights_only=True)
-        state["forward_layer_0.state_linearity.bias"][0] = torch.nan
+        state["forward_layer_0.state_linearity.bias"][0] = float(how)
         torch.save(state, folder / "encoder.pkl")
     elif how == "layer_missing":
         state = torch.load(folder / "encoder.pkl", weights_only=True)
@@ -219,6 +219,7 @@ def damage(folder: Path, how: str):
         ("long_number", "char.dic, line 1: .* is no symbol with a number behind a tab"),
         ("truncated", "encoder.pkl is damaged, or holds something else than tensors"),
         ("nan", "NaN or infinite"),
+        ("-inf", "NaN or infinite"),
         ("layer_missing", "original: its weights are not whole .'backward_layer_1.input_linearity.weight'"),
         ("lstm_embedder", r"\('lstm', 'elmo'\) is no ELMo"),
         ("no_encoder", "cnn.json: encoder must be an object, not None"),
@@ -256,11 +257,15 @@ def test_what_files_may_lack_or_have_more(tmp_path):
     expected, options = read_many_langs(folder), json.loads((folder / "cnn.json").read_text())
     (folder / "char.dic").write_text((folder / "char.dic").read_text().replace("\n", " \n"))
     del options["encoder"]["cell_clip"]
-    (folder / "cnn.json").write_text(json.dumps(options))
+    (folder / "cnn.json").write_text(json.dumps({**options, "dropout": 0.3}))
     found = read_many_langs(folder)
     assert found.char_vocab == expected.char_vocab
     assert found.config.char_padding_id == found.char_vocab["<pad>"] + 1
-    assert (found.config.cell_clip, found.config.proj_clip) == (3, 0.4)
+    assert (found.config.cell_clip, found.config.proj_clip, found.config.dropout) == (3, 0.4, 0.3)
+    for part, name in (("token_embedder", "char_dim"), ("encoder", "dim"), ("encoder", "projection_dim")):
+        (folder / "cnn.json").write_text(json.dumps({**options, part: {**options[part], name: 99}}))
+        with pytest.raises(ConversionError, match=f": {name} should be 99, but the weights say"):
+            read_many_langs(folder)
     (folder / "config.json").write_text(json.dumps({"config_path": "config.json"}))
     with pytest.warns(ConversionWarning, match="those of the published models are taken"):
         read_many_langs(folder)
