@@ -157,8 +157,10 @@ def test_what_the_legacy_format_and_training_cannot_hold_is_refused(tmp_path, ca
     model = ElmoModel.from_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match="give input_ids"):
         model(inputs_embeds=torch.zeros(1, 2, 48, 3))
+    ids = torch.ones(1, 2, 49, dtype=torch.long)
+    ids[..., -1] = 10
     with pytest.raises(ValueError, match="the words' own ids must be between 0 and 9"):
-        model(torch.full((1, 2, 49), 10))
+        model(ids)
 
 
 def damage(folder: Path, how: str):
@@ -172,6 +174,8 @@ def damage(folder: Path, how: str):
         (folder / "char.dic").write_text("a\t0\nb\t1\n")
     elif how == "no_numbers":
         (folder / "char.dic").write_text("a b\n")
+    elif how == "latin_dictionary":
+        (folder / "char.dic").write_bytes(b"\xe9\t0\n")
     elif how == "long_number":
         (folder / "char.dic").write_text(f"a\t{5000 * '9'}\n")
     elif how == "truncated":
@@ -216,6 +220,7 @@ def damage(folder: Path, how: str):
         ("short_dictionary", "word.dic has 4 entries, but there are vectors for 9"),
         ("no_symbols", "char_vocab lacks <eow> <bow> <bos> <eos> <oov> <pad>"),
         ("no_numbers", "char.dic, line 1: 'a b' is no symbol with a number behind a tab"),
+        ("latin_dictionary", "char.dic is not UTF-8"),
         ("long_number", "char.dic, line 1: .* is no symbol with a number behind a tab"),
         ("truncated", "encoder.pkl is damaged, or holds something else than tensors"),
         ("nan", "NaN or infinite"),
