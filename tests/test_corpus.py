@@ -62,6 +62,7 @@ def test_a_corpus_is_the_plain_list_of_its_words(write):
     assert (part.num_sentences, part.num_tokens, part.num_types) == (5, 15, 9)
     assert (part.num_predictions, part.bos, part.eos) == (20, 9, 10)
     assert part.sizes == {"sentences": 5, "tokens": 15, "types": 9, "truncated": 1}
+    assert Corpus(write([*TEXT, "long" * 20])).sizes["truncated"] == 2, "as often as it occurs"
     assert part.starts(0, 5).tolist() == [0, 4, 7, 9, 10, 15] and part.starts(2, 3).tolist() == [7, 9]
     assert part.words([4], [7]).tolist() == [1, 1, 3] and len(part.words([3], [3])) == 0
     tokenizer = ElmoTokenizer()
@@ -220,6 +221,7 @@ def test_what_the_splitters_let_through_stays_aligned(write, odd):
 
 
 def test_another_layout_is_another_corpus(monkeypatch):
+    assert corpus.key_of(a=1, b=2) == corpus.key_of(b=2, a=1) != corpus.key_of(a=2, b=1)
     before = corpus.key_of(content="same")
     monkeypatch.setattr(corpus, "FORMAT", corpus.FORMAT + 1)
     assert corpus.key_of(content="same") != before

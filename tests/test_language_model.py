@@ -514,6 +514,7 @@ BAD_INPUTS = {
     "distinct words and vectors": ({**PLACED, "inputs_embeds": torch.zeros(2, 3, 50, 4)}, "and not both"),
     "distinct words alone": ({"distinct_words": WORDS}, r"input_ids must be \(batch, words\) integers"),
     "distinct words that are too long": ({**PLACED, "distinct_words": torch.full((2, 51), 7)}, r"1 to 50\)"),
+    "distinct words without characters": ({**PLACED, "distinct_words": WORDS[:, :0]}, r"1 to 50\)"),
     "distinct words as vectors": ({**PLACED, "distinct_words": WORDS.float()}, "must be integers of shape"),
     "distinct words as truth values": ({**PLACED, "distinct_words": WORDS > 0}, "must be integers of shape"),
     "places as truth values": ({**PLACED, "input_ids": PLACES > 0}, r"input_ids must be \(batch, words\) integers"),

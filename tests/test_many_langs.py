@@ -161,6 +161,8 @@ def test_what_the_legacy_format_and_training_cannot_hold_is_refused(tmp_path, ca
     ids[..., -1] = 10
     with pytest.raises(ValueError, match="the words' own ids must be between 0 and 9"):
         model(ids)
+    with pytest.raises(ValueError, match=r"distinct_words must be integers of shape \(distinct, 49 to 49\), not"):
+        model(torch.zeros(1, 2, dtype=torch.long), distinct_words=ids[0, :, :48])
 
 
 def damage(folder: Path, how: str):

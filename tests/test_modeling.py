@@ -537,6 +537,10 @@ BAD_INPUTS = {
         {"input_ids": IDS, "state": ElmoState(torch.zeros(1, 2, 2, 6), torch.zeros(1, 2, 2, 12))},
         r"\(layers, directions, batch, width\) = \(2, 2, 2, 6\)",
     ),
+    "hidden state of another width": (
+        {"input_ids": IDS, "state": ElmoState(torch.zeros(2, 2, 2, 5), torch.zeros(2, 2, 2, 12))},
+        r"not \(2, 2, 2, 5\) and \(2, 2, 2, 12\)",
+    ),
     "state with pairs": (
         {
             "input_ids": IDS,

@@ -48,6 +48,11 @@ def test_tables_of_other_forms(tmp_path, options):
         np.testing.assert_array_equal(variable[()], expected[name])
 
 
+def test_a_variable_of_another_kind_than_numbers_stands_in_the_index(tmp_path):
+    (tmp_path / "x.index").write_bytes(table(HEADER | {b"x": ENTRY + field(1, 7)}))  # a string
+    assert read_checkpoint(tmp_path / "x.index")["x"].dtype == object
+
+
 def test_damaged_bytes_of_an_index_are_found(tmp_path):
     index = copy_of(2, tmp_path)
     intact, expected = index.read_bytes(), read_checkpoint(index)
