@@ -136,6 +136,7 @@ def test_a_forgotten_word_that_comes_again_has_a_second_id(write):
     assert part.has_repeated_types and types_of(part)[:3] == ["a", "b", "c"]
     assert sentences_of(part) == [line.split() for line in lines]
     assert Corpus(write(["a b", "c d e f", "f a"], max_indexed_types=1)).frequent_words(1, None)["a"] == 2
+    assert not Corpus(write(["a b c", "c b a"], max_indexed_types=3)).has_repeated_types, "not more than these"
 
 
 @pytest.mark.parametrize("limit", [1, 10, 50, 300])

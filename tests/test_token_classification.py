@@ -393,3 +393,8 @@ def test_bad_input(changes, message):
     inputs, _ = encode()
     with pytest.raises(ValueError, match=message):
         make_tagger()(**{**inputs, **changes})
+
+
+def test_dropout_of_the_head_is_that_of_the_config():
+    model = make_tagger(head="recurrent", head_dropout=0.3)
+    assert model.dropout.p == model.reader.dropout.p == 0.3
