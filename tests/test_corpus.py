@@ -99,6 +99,10 @@ def test_every_so_many_sentences_are_held_out_with_the_types_of_all(write, every
         assert part.sizes["types"] == len(counts)
 
 
+def test_words_that_are_held_out_only_are_no_words_of_the_training_text(write):
+    assert Corpus(write(["a", "b"], hold_out_every=2)).frequent_words(0, None) == {"a": 1}
+
+
 def test_nothing_is_held_out_if_not_asked(write):
     with pytest.raises(DataError, match="held_out"):
         Corpus(write(TEXT), HELD_OUT)

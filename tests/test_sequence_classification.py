@@ -472,3 +472,11 @@ def test_texts_without_a_word(head):
     two = torch.stack([types[0], torch.tensor([0, 1, 1])])
     expected = model(input_ids=both, token_type_ids=two).logits[:1]
     assert_close(model(input_ids=ids, token_type_ids=types).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("head", "times"), [("linear", 1), ("recurrent", 2)])
+def test_dropout_before_each_layer_of_the_head(head, times):
+    model, calls = make_classifier(head=head, head_dropout=0.3), []
+    model.classifier.dropout.register_forward_hook(lambda *_: calls.append(None))
+    model(torch.full((1, 3, 50), 7))
+    assert model.classifier.dropout.p == 0.3 and len(calls) == times
