@@ -1,5 +1,6 @@
 """Command-line arguments that may also stand in a recipe: a YAML or JSON file that holds only what differs."""
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -28,6 +29,13 @@ class ArgumentsError(ValueError):
     """A user's mistake on the command line or in a recipe; the message names it and the way out."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it stands, and those defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
 def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
     """Arguments from `[RECIPE] --flag value ...`: the recipe's values replace the defaults, flags replace both.
 
@@ -35,7 +43,9 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
         ArgumentsError: an unknown flag, a recipe that cannot be read or is not in front, a key in it that is no flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(cast(Any, dataclass_type), description=description, allow_abbrev=False)
+    parser = HfArgumentParser(
+        cast(Any, dataclass_type), description=description, allow_abbrev=False, formatter_class=_Help
+    )
     parser.add_argument("recipe", nargs="?", help="YAML or JSON file whose keys are the flags below")
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0])

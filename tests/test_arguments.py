@@ -148,3 +148,11 @@ def test_argparse_refuses_with_exit_code_2(flags, capsys):
         parse(*NEEDED, *flags)
     assert stop.value.code == 2
     assert flags[0] in capsys.readouterr().err
+
+
+def test_help_shows_commands_as_they_stand_and_no_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(PretrainingArguments, ["--help"], "Train:\n\n    python train.py a\n    python train.py b\n")
+    told = capsys.readouterr().out
+    assert "Train:\n\n    python train.py a\n    python train.py b\n" in told
+    assert "(default: 128)" in told and "(default: None)" not in told and "(default: [])" not in told
