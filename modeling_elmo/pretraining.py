@@ -112,7 +112,9 @@ class Pretrainer:
         check_launch(self.accelerator)
         missing = set(args.report_to) - {"all", *map(str, self.accelerator.log_with)}
         if missing:
-            raise ArgumentsError(f"report_to: {', '.join(sorted(missing))} is not installed")
+            raise ArgumentsError(
+                f"report_to: {', '.join(sorted(missing))} is not installed: pip install {' '.join(sorted(missing))}"
+            )
         self.is_main = self.accelerator.is_main_process
         resumes, overwrite = args.resume_from_checkpoint is not None, args.overwrite_output_dir
         self.folder = OutputFolder(self.output_dir, resumes=resumes, overwrite=overwrite, read=args.paths_read())

@@ -653,4 +653,4 @@ def test_a_tracker_gets_the_same_numbers(run, folder, tmp_path, capsys):
     training = [line for line in log_of(tmp_path / "out") if "loss" in line]
     assert found["loss"] == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in training]
     assert run(*flags(folder, tmp_path / "other", report_to="comet_ml")) == 2
-    assert "comet_ml is not installed" in capsys.readouterr().err
+    assert "comet_ml is not installed: pip install comet_ml" in capsys.readouterr().err
