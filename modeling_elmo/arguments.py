@@ -30,9 +30,11 @@ class ArgumentsError(ValueError):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it stands, and those defaults that say something."""
+    """The description as it stands, those defaults that say something, and `--no_...` as the opposite of its twin."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            return f"not: {action.help}"
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 

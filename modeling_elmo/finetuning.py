@@ -47,8 +47,9 @@ Metrics = dict[str, float]
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "epoch", "total_flos", "preparation_time")
 # Of the head and its training, what its card tells.
 HEAD_RECIPE = (
-    "head", "feature_layers", "concat_word_vectors", "scalar_mix_layer_norm", "feature_dropout", "head_dropout",
-)  # fmt: skip
+    *("head", "head_dim", "feature_layers", "concat_word_vectors", "scalar_mix_layer_norm"),
+    *("feature_dropout", "head_dropout"),
+)
 RECIPE = (
     *("features", "finetune_bilm", "learning_rate", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "weight_decay", "seed"),

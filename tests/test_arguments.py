@@ -155,4 +155,5 @@ def test_help_shows_commands_as_they_stand_and_no_empty_defaults(capsys):
         parse_arguments(PretrainingArguments, ["--help"], "Train:\n\n    python train.py a\n    python train.py b\n")
     told = capsys.readouterr().out
     assert "Train:\n\n    python train.py a\n    python train.py b\n" in told
+    assert "not: multiply the loss" in " ".join(told.split())
     assert "(default: 128)" in told and "(default: None)" not in told and "(default: [])" not in told
