@@ -129,13 +129,12 @@ def make_task(name: str, args: NerArguments) -> Task:
     if args.ignore_mismatched_sizes and tags_in(splits.values()) - set(known or ()):
         known = None
     labels = label_list(splits, known)
-    use_crf = load_config(str(args.model_name_or_path)).use_crf if args.use_crf is None else args.use_crf
-    if use_crf and args.label_smoothing_factor:
+    options: dict[str, Any] = {} if args.use_crf is None else {"use_crf": args.use_crf}
+    if args.label_smoothing_factor and options.get("use_crf", load_config(str(args.model_name_or_path)).use_crf):
         raise ArgumentsError(
             "--label_smoothing_factor cannot be had with the CRF, which scores whole chains: leave it out, or pass "
             "--use_crf false"
         )
-    options: dict[str, Any] = {"use_crf": use_crf}
     options["id2label"] = dict(enumerate(labels))
     options["label2id"] = {label: number for number, label in enumerate(labels)}
     limits = args.max_samples()

@@ -63,6 +63,7 @@ def test_a_broken_library_is_compiled_anew(tmp_path, monkeypatch, share):
     monkeypatch.setenv("MODELING_ELMO_CACHE", str(library.parent))
     forget()
     assert cpu_kernels.cell_kernels(torch.float32) is not None and len(list(library.parent.iterdir())) == 1
+    assert library.stat().st_size > 1000
 
 
 def test_other_dtypes_have_no_kernel():
