@@ -50,15 +50,14 @@ def main() -> int:
         trainer.train()
         if args.push_to_hub and trainer.is_main:
             print(f"published {publish(args.output_dir, str(args.hub_model_id), args.hub_private_repo)}")
+        return 0
     except (ArgumentsError, PublishError, DataError, CheckpointError, FloatingPointError, OSError, Stopped) as error:
-        if os.environ.get("RANK", "0") == "0":  # each process has the same
-            print(f"train.py: {error}", file=sys.stderr)
-        return 128 + error.signal_number if isinstance(error, Stopped) else 2
+        told, code = str(error), 128 + error.signal_number if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:  # before there was anything to save
-        if os.environ.get("RANK", "0") == "0":
-            print("train.py: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+        told, code = "stopped", 128 + signal.SIGINT
+    if os.environ.get("RANK", "0") == "0":  # each process has the same
+        print(f"train.py: {told}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

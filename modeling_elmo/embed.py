@@ -348,28 +348,33 @@ def set_up(arguments: argparse.Namespace) -> tuple[ElmoModel, ElmoTokenizer, Emb
 
 
 def run(arguments: argparse.Namespace):
-    """Embed the input. Each process writes every n-th part, and the main one puts them together."""
+    """Embed the input; an error of any process is the main one's to tell."""
     state = PartialState(
         cpu=not torch.accelerator.is_available(),  # else processes would not find each other
         timeout=timedelta(days=30),  # one may be done long before another
     )
     try:
-        model, tokenizer, folder = set_up(arguments)
-        try:
-            start = time.perf_counter()
-            report, counts = on_all(partial(write_parts, arguments, state, model, tokenizer, folder))
-            everyone = gather_object([counts])
-            if state.is_main_process:
-                for name in ("words", "cut", "found"):
-                    counts[name] = sum(other[name] for other in everyone)
-                folder.finish(counts["parts"])
-                print(summary(arguments, counts, report, time.perf_counter() - start))
-        finally:
-            folder.unlock()
+        embed_input(arguments, state)
     except Exception:
         if state.is_main_process:
             raise
         sys.exit(2)  # the main process has the same error and tells it
+
+
+def embed_input(arguments: argparse.Namespace, state: PartialState):
+    """Each process writes every n-th part, and the main one puts them together and prints what was done."""
+    model, tokenizer, folder = set_up(arguments)
+    try:
+        start = time.perf_counter()
+        report, counts = on_all(partial(write_parts, arguments, state, model, tokenizer, folder))
+        everyone = gather_object([counts])
+        if state.is_main_process:
+            for name in ("words", "cut", "found"):
+                counts[name] = sum(other[name] for other in everyone)
+            folder.finish(counts["parts"])
+            print(summary(arguments, counts, report, time.perf_counter() - start))
+    finally:
+        folder.unlock()
 
 
 def write_parts(
