@@ -130,8 +130,10 @@ def _delete(checkpoint: Path):
 
 
 def _sync(path: Path):
-    """Wait until a file or the names in a folder are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file or the names in a folder are on disk; Windows does so for files that may be written to."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

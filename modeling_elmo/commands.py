@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def listing(names: Iterable[Any], limit: int = 8) -> str:
 def unlock(lock: FileLock):
     """Let others have what a lock guards. Its file goes first, so that none is left behind."""
     if lock.is_locked:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(PermissionError):  # on Windows nobody deletes a locked file, and `release` does afterwards
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

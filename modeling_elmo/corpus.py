@@ -17,11 +17,13 @@ import heapq
 import json
 import os
 import shutil
+import threading
 import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ TRAIN, HELD_OUT = "train", "held_out"
 MAX_INDEXED_TYPES = 4_000_000
 TYPES_AT_ONCE = 2**16
 WORDS_AT_ONCE = 2**20
+SEEKING = threading.Lock()  # Windows cannot read at a place without moving there
 
 
 def cache_folder() -> Path:
@@ -243,14 +246,14 @@ class Corpus:
 
     def words(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray:
         """Type ids of the words from each start to its stop, one span behind the other, int32."""
-        file = self._words.fileno()
         # Read, not mapped: mapped pages would count as this process's memory.
-        parts = [os.pread(file, 4 * (stop - start), 4 * start) for start, stop in zip(starts, stops, strict=True)]
+        bounds = zip(starts, stops, strict=True)
+        parts = [_read_at(self._words, 4 * start, 4 * (stop - start)) for start, stop in bounds]
         return np.frombuffer(b"".join(parts), dtype=np.int32)
 
     def starts(self, first: int, last: int) -> np.ndarray:
         """Where the sentences `first` to `last` (included; `num_sentences` is the end) begin, int64."""
-        return np.frombuffer(os.pread(self._starts.fileno(), 8 * (last + 1 - first), 8 * first), dtype=np.int64)
+        return np.frombuffer(_read_at(self._starts, 8 * first, 8 * (last + 1 - first)), dtype=np.int64)
 
     def types(self) -> Iterator[list[str]]:
         """The types in the order of their ids, some at a time; a word may be there twice if `has_repeated_types`."""
@@ -283,6 +286,15 @@ class Corpus:
             if most is not None:
                 found = heapq.nsmallest(most, found)
         return {word: -count for count, word in found}
+
+
+def _read_at(file: FileIO, place: int, size: int) -> bytes:
+    """Bytes of a file that several threads may read at once."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, place)
+    with SEEKING:
+        file.seek(place)
+        return file.read(size)
 
 
 def open_or_write(folder: Path, write: Callable[[Path], None]) -> Path:

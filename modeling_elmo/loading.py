@@ -57,7 +57,7 @@ def load_config(name: str, **options: Any) -> ElmoConfig:
         LoadingError: none there, one of another kind of model, or with values that it cannot have.
     """
     with told_as_loading_errors(name):
-        if name.startswith(("/", ".", "~")) and not Path(name).exists():
+        if (name.startswith((".", "~")) or Path(name).is_absolute()) and not Path(name).exists():
             raise FileNotFoundError("there is no such folder")
         model_type = ElmoConfig.get_config_dict(name)[0].get("model_type")
         if model_type != "elmo":

@@ -88,6 +88,16 @@ def test_a_lock_that_was_let_go_is_held_by_nobody_and_leaves_no_file(tmp_path):
     unlock(lock)
 
 
+def test_a_lock_is_let_go_where_a_locked_file_cannot_be_deleted(tmp_path, monkeypatch):
+    def refuse(path: Path, missing_ok: bool):
+        raise PermissionError(f"[WinError 32] {path} is being used by another process")
+
+    with FileLock(tmp_path / "lock") as lock:
+        monkeypatch.setattr(Path, "unlink", refuse)
+        unlock(lock)
+        assert not lock.is_locked
+
+
 def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))

@@ -52,7 +52,10 @@ def random_lines(number: int, words: int) -> list[str]:
 # --- what is written is read ------------------------------------------------------------------------------------------
 
 
-def test_a_corpus_is_the_plain_list_of_its_words(write):
+@pytest.mark.parametrize("system", ["this one", "Windows"])
+def test_a_corpus_is_the_plain_list_of_its_words(write, system, monkeypatch):
+    if system == "Windows":
+        monkeypatch.delattr("os.pread", raising=False)
     part = Corpus(write(TEXT))
     expected = [line.split() for line in TEXT if line.split()]
     words = [word for sentence in expected for word in sentence]

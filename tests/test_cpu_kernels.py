@@ -115,6 +115,13 @@ def test_without_a_compiler(monkeypatch):
         assert cpu_kernels.cell_kernels(torch.float32) is None
 
 
+def test_on_windows_a_compiler_must_be_named(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    with monkeypatch.context() as windows:
+        windows.setattr("os.name", "nt")
+        assert c_library.__wrapped__("cell", "no C at all") is None
+
+
 @needs_compiler
 @pytest.mark.parametrize("value", ["", " ", "FOLDER/my compiler"])
 def test_names_of_compilers(monkeypatch, tmp_path, value):
