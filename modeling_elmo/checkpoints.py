@@ -39,10 +39,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written or used; the message says why and the way out."""
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in an output folder, oldest first."""
+def checkpoints_of(folder: Path, first_step: int = 0) -> list[Path]:
+    """The checkpoints in an output folder from a step on, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=_step_of)
+    return sorted((path for path in found if _step_of(path) >= first_step), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -147,9 +147,8 @@ def give_up_behind(folder: Path, step: int):
         CheckpointError: one cannot be deleted.
     """
     try:
-        for path in checkpoints_of(folder):
-            if _step_of(path) > step:
-                _delete(path)
+        for path in checkpoints_of(folder, step + 1):
+            _delete(path)
     except OSError as error:
         raise CheckpointError(f"checkpoints behind step {step} cannot be given up: {error}") from error
 

@@ -55,6 +55,8 @@ RECIPE = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "weight_decay", "seed"),
 )
 LAST = ("last", "true", "True")  # of --resume_from_checkpoint
+# Files of a checkpoint: weights, without which `Trainer` refuses it, and those without which it goes on in another way.
+NEEDED = ("*.safetensors", "optimizer*", "scheduler*", "rng_state*")
 CACHE_FOLDER = "_layer_cache"  # Trainer uploads nothing whose name begins so
 
 
@@ -164,16 +166,26 @@ def find_checkpoint(args: FinetuningArguments) -> str | None:
 
 
 def _last_checkpoint(args: FinetuningArguments) -> str | None:
-    """The newest checkpoint that is whole: its state is what `Trainer` writes last."""
-    for path in reversed(checkpoints_of(Path(str(args.output_dir)))):
-        try:
-            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-        except (OSError, ValueError, TypeError, RecursionError):
-            if args.process_index == 0:
-                print(f"{path} was not written to its end and is left out", file=sys.stderr)
-        else:
-            return str(path)
-    return None
+    """The newest checkpoint that is whole: `Trainer` writes its state last, and deletes it file by file.
+
+    If none is whole, it is the newest that has its state: damage is told, and other kinds of checkpoints go on.
+    """
+    found = checkpoints_of(Path(str(args.output_dir)))[::-1]
+    written = [path for path in found if _has_state(path)]
+    whole = [path for path in written if all(any(path.glob(name)) for name in NEEDED)]
+    taken = next(iter(whole or written), None)
+    for path in found[: found.index(taken) if taken else None]:
+        if args.process_index == 0:
+            print(f"{path} was not written to its end, or is half deleted, and is left out", file=sys.stderr)
+    return str(taken) if taken else None
+
+
+def _has_state(checkpoint: Path) -> bool:
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+    return True
 
 
 class ElmoTrainer(Trainer):
@@ -218,6 +230,9 @@ class ElmoTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any):
         save_checkpoint = partial(super()._save_checkpoint, *args, **kwargs)
+        # Those of a course that was left behind an earlier checkpoint, which "last" would take for the newest, and what
+        # is half there of this one.
+        on_main(partial(_remove_checkpoints, Path(str(self.args.output_dir)), self.state.global_step))
 
         def save():
             try:
@@ -233,9 +248,10 @@ class ElmoTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         with _told_as_damage_of(checkpoint):
-            has_none = checkpoint and not self.is_deepspeed_enabled and not any(Path(checkpoint).glob("optimizer*"))
-            if has_none and not self.args.save_only_model:
-                raise FileNotFoundError("it has no optimizer.pt")  # without which Trainer would go on all the same
+            if checkpoint and not self.is_deepspeed_enabled and not self.args.save_only_model:
+                for name in NEEDED[1:]:  # without which Trainer would go on all the same
+                    if not any(Path(checkpoint).glob(name)):
+                        raise FileNotFoundError(f"it has no {name}")
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None):
@@ -492,9 +508,9 @@ def run_all(
     return results
 
 
-def _remove_checkpoints(folder: Path):
+def _remove_checkpoints(folder: Path, first_step: int = 0):
     """Of a run that is overwritten. Without its state first, a checkpoint that is half gone never passes for whole."""
-    for checkpoint in checkpoints_of(folder):
+    for checkpoint in checkpoints_of(folder, first_step):
         (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
 

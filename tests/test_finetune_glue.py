@@ -27,7 +27,9 @@ from training_runs import forked, load_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
-from modeling_elmo.finetuning import config_with_head, write_json
+from modeling_elmo.checkpoints import checkpoints_of
+from modeling_elmo.finetuning import config_with_head, find_checkpoint, write_json
+from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import confusion_table, mean_and_deviation
 from modeling_elmo.layer_cache import LayerCache
 
@@ -352,6 +354,36 @@ def test_checkpoints_that_were_not_finished_are_left_out(run, tmp_path, capsys):
     assert run(**flags, output_dir=tmp_path / "half", resume_from_checkpoint="last") == 0
 
 
+def test_a_checkpoint_that_is_half_deleted_is_left_out(run, bilm, tmp_path, capsys):
+    """`Trainer` deletes the newest if another was best, file by file, and would go on without some of them."""
+    flags = {"task_name": "pairs", "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    assert run(**flags, save_total_limit=2, do_eval="false", do_predict="false") == 0
+    first, last = checkpoints_of(tmp_path / "out")
+    args = FinetuningArguments(str(tmp_path / "out"), resume_from_checkpoint="last", model_name_or_path=str(bilm))
+    assert find_checkpoint(args) == str(last)
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        content = (last / name).read_bytes()
+        (last / name).unlink()
+        assert find_checkpoint(args) == str(first)
+        assert f"{last} was not written to its end, or is half deleted, and is left out" in capsys.readouterr().err
+        (last / name).write_bytes(content)
+    for checkpoint in (first, last):
+        (checkpoint / "scheduler.pt").unlink()
+    assert find_checkpoint(args) == str(last) and not capsys.readouterr().err, "of another kind"
+
+
+def test_an_earlier_checkpoint_that_is_taken_up_gives_up_the_later_ones(run, tmp_path, monkeypatch):
+    """As it writes the first of its own; else "last" would be of the course that was left, or half of each."""
+    flags = {"task_name": "pairs", "save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 5}
+    flags |= {"do_eval": "false", "do_predict": "false"}
+    assert run(**flags) == 0
+    first, second, _ = checkpoints_of(tmp_path / "out")
+    with monkeypatch.context() as patch:  # killed while it writes
+        patch.setattr("transformers.Trainer._save_optimizer_and_scheduler", Mock(side_effect=KeyboardInterrupt))
+        assert run(**flags, resume_from_checkpoint=first) == 130
+    assert checkpoints_of(tmp_path / "out") == [first, second] and not (second / "trainer_state.json").exists()
+
+
 def test_results_that_are_damaged_are_replaced_by_an_evaluation(run, tmp_path):
     assert run() == 0
     results = tmp_path / "out" / "all_results.json"
@@ -374,9 +406,11 @@ def test_half_a_surrogate_pair_is_kept_in_results(tmp_path):
         ("config.json", b"{"),
         ("optimizer.pt", b"cut"),
         ("optimizer.pt", None),
+        ("scheduler.pt", None),
+        ("rng_state.pth", None),
         ("rng_state.pth", pickle.dumps(Path("evil"))),
     ],
-    ids=["weights", "config", "optimizer", "no_optimizer", "code"],
+    ids=["weights", "config", "optimizer", "no_optimizer", "no_schedule", "no_random_state", "code"],
 )
 def test_a_damaged_checkpoint_is_told(run, tmp_path, capsys, name, content):
     flags = {"task_name": "pairs", "num_train_epochs": 2}
