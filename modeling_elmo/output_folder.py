@@ -94,8 +94,10 @@ class OutputFolder:
         Raises:
             ArgumentsError: something cannot be deleted.
         """
+        going = self._files(HALF_DONE) if self.resumes else self._files_of_other_runs()
         try:
-            for path in self._files(HALF_DONE) if self.resumes else self._files_of_other_runs():
+            # The log last: by it a folder that is half cleared is still known as a run's.
+            for path in sorted(going, key=lambda path: path.name == LOG_FILE):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             raise ArgumentsError(f"cannot delete what is in {self.path}: {error}") from error

@@ -462,6 +462,25 @@ def test_links_in_an_overwritten_run_go_and_what_they_lead_to_stays(run, folder,
     assert not (output / "link").is_symlink() and (other / "thesis.tex").is_file()
 
 
+def test_a_folder_that_is_half_cleared_is_still_a_runs(run, folder, tmp_path, monkeypatch):
+    """Whatever else is gone when the run that overwrites it is killed."""
+    output, unlink = tmp_path / "out", Path.unlink
+    assert run(*flags(folder, output, max_steps=2)) == 0
+    left = {path.name for path in output.iterdir()}
+
+    def killed(path: Path, **options: bool):
+        if left == {path.name}:
+            raise KeyboardInterrupt
+        left.discard(path.name)
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        assert run(*flags(folder, output, max_steps=2), "--overwrite_output_dir") == 130
+    assert [path.name for path in output.iterdir()] == ["log.jsonl"]
+    assert run(*flags(folder, output, max_steps=2), "--overwrite_output_dir") == 0
+
+
 def test_another_run_cannot_be_resumed_by_mistake(run, folder, tmp_path, capsys):
     output = tmp_path / "out"
     run(*flags(folder, output, save_steps=4))
