@@ -440,7 +440,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is that of `run_command`."""
     arguments = parse_arguments(argv)
     keep_freed_memory()
-    stopped = "stopped: parts that are whole were kept, and the same command goes on behind them"
+    same = "the same command" + " without --overwrite" * arguments.overwrite
+    stopped = f"stopped: parts that are whole were kept, and {same} goes on behind them"
     return run_command(lambda: run(arguments), EmbeddingError, DataError, stopped=stopped)
 
 

@@ -165,7 +165,8 @@ class EmbeddingFolder:
             with whole_file(self.output) as scratch:
                 _merge_hdf5(scratch, paths)
         except OSError as error:
-            raise OSError(f"{self.output} cannot be put together ({error}): make room, and run this again") from error
+            again = "run this again" + " without --overwrite" * self.overwrite
+            raise OSError(f"{self.output} cannot be put together ({error}): make room, and {again}") from error
         for part in paths:  # before the settings, by which what is left of them is known
             part.unlink()
         shutil.rmtree(self.folder)

@@ -324,6 +324,21 @@ def test_goes_on_after_an_interruption(folder, corpus, tmp_path, monkeypatch, ca
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".part")]
 
 
+def test_an_interrupted_command_that_overwrites_goes_on_without_that(folder, corpus, tmp_path, monkeypatch, capsys):
+    """Else it would delete its own parts."""
+    argv = [folder, corpus, tmp_path / "vectors.hdf5", "--words_per_part", 20]
+    assert run(*argv, "--layers", "top") == 0
+    for error, told in (
+        (KeyboardInterrupt(), "and the same command without --overwrite goes on behind them\n"),
+        (OSError("full"), "(full): make room, and run this again without --overwrite\n"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(embedding_files, "_merge_hdf5", Mock(side_effect=error))
+            assert run(*argv, "--overwrite") == (2 if isinstance(error, OSError) else 130)
+        assert capsys.readouterr().err.endswith(told)
+    assert run(*argv) == 0 and "parts had been there already" in capsys.readouterr().out
+
+
 def test_what_a_killed_command_left_in_the_first_part_is_no_hindrance(folder, corpus, tmp_path):
     output = tmp_path / "out"
     assert run(folder, corpus, output) == 0
