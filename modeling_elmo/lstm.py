@@ -113,22 +113,39 @@ class ElmoLstm(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.use_skip_connections = config.use_skip_connections
+        self.widths = config.projection_dim, config.lstm_dim
         self.layers = nn.ModuleList(ElmoLstmLayer(config) for _ in range(config.num_hidden_layers))
-        for name, width in (("initial_hidden", config.projection_dim), ("initial_cell", config.lstm_dim)):
-            shape = (config.num_hidden_layers, 2, 1, width)
+        for name, shape in zip(("initial_hidden", "initial_cell"), self.state_shapes(1), strict=True):
             self.register_buffer(name, torch.zeros(shape) if config.initial_state else None)
 
-    def forward(self, inputs: Tensor, packing: Packing, state: ElmoState) -> tuple[list[Tensor], ElmoState]:
+    def state_shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """Those of the hidden state and of the cell state of `rows` texts."""
+        return [(len(self.layers), 2, rows, width) for width in self.widths]
+
+    def initial_state(self, rows: int, like: Tensor) -> ElmoState:
+        """The state in which `rows` texts begin; the device of `like`, and of the hidden state the dtype."""
+        hidden_shape, cell_shape = self.state_shapes(rows)
+        cell_dtype = torch.promote_types(like.dtype, torch.float32)
+        hidden, cell = self.initial_hidden, self.initial_cell
+        if hidden is None or cell is None:
+            return ElmoState(like.new_zeros(hidden_shape), like.new_zeros(cell_shape, dtype=cell_dtype))
+        hidden, cell = hidden.to(like.device, like.dtype), cell.to(like.device, cell_dtype)
+        return ElmoState(hidden.expand(hidden_shape), cell.expand(cell_shape))
+
+    def forward(self, inputs: Tensor, packing: Packing, state: ElmoState | None) -> tuple[list[Tensor], ElmoState]:
         """Run all layers over packed words.
 
         Args:
             inputs: (2, packed, projection_dim), each direction in its reading order.
             packing: how the words are packed.
             state: the state before the first word; its batch dimension counts the packing's rows, in input order.
+                `None` for the one that texts begin in.
 
         Returns:
             A list with one (2, packed, projection_dim) tensor for each layer, and the state after each row's last word.
         """
+        if state is None:  # in here, since offloaded buffers come for the call
+            state = self.initial_state(len(packing.order), inputs)
         layers, finals = [], []
         for index, layer in enumerate(self.layers):
             inputs = F.dropout(inputs, self.dropout, self.training)
@@ -143,17 +160,16 @@ class ElmoLstm(nn.Module):
         cell = torch.stack([cell[:, input_order] for _, cell in finals])
         return layers, ElmoState(hidden, cell)
 
-    def forward_padded(self, inputs: Tensor, state: ElmoState) -> list[Tensor]:
-        """All layers of padded texts, without dropout, for export.
+    def forward_padded(self, inputs: Tensor) -> list[Tensor]:
+        """All layers of padded texts from their start, without dropout, for export.
 
         Args:
             inputs: (2, batch, words, projection_dim), each direction in its reading order, padding behind.
-            state: the state before the first word.
 
         Returns:
             A list with one tensor of that shape for each layer.
         """
-        layers = []
+        state, layers = self.initial_state(inputs.shape[1], inputs), []
         for index, layer in enumerate(self.layers):
             outputs = layer.forward_padded(inputs, state.hidden[index], state.cell[index])
             inputs = outputs + inputs if self.use_skip_connections and index > 0 else outputs

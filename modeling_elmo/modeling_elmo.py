@@ -286,7 +286,8 @@ class ElmoModel(ElmoPreTrainedModel):
         else:
             both = torch.cat([inputs[packing.forward_index], reversed_inputs[packing.forward_index]])
             vectors = self.word_vectors(both, distinct_words).unflatten(0, (2, -1))  # (2, packed, projection_dim)
-        state = self._check_state(state, len(packing.order), vectors)
+        if state is not None:
+            state = self._check_state(state, len(packing.order), vectors)
         layers, state = self.lstm(vectors, packing.to(vectors.device), state)
         return [vectors, *layers], state
 
@@ -302,7 +303,7 @@ class ElmoModel(ElmoPreTrainedModel):
         words = self.word_vectors(inputs.flatten(0, 1)).unflatten(0, mask.shape)  # (batch, words, projection_dim)
         places = places_turned_around(mask)[..., None].expand_as(words)
         both = torch.stack([words, words.gather(1, places)])  # (2, batch, words, projection_dim)
-        layers = [both, *self.lstm.forward_padded(both, self.initial_state(mask.shape[0], both))]
+        layers = [both, *self.lstm.forward_padded(both)]
         return [torch.cat([ahead, back.gather(1, places)], dim=2) * mask[..., None] for ahead, back in layers]
 
     def word_vectors(self, words: Tensor, distinct_words: Tensor | None = None) -> Tensor:
@@ -431,16 +432,6 @@ class ElmoModel(ElmoPreTrainedModel):
             self._check_rows("distinct_words", distinct_words.long())
         return places
 
-    def initial_state(self, rows: int, like: Tensor) -> ElmoState:
-        """The state in which `rows` texts begin; the device of `like`, and of the hidden state the dtype."""
-        hidden_shape, cell_shape = self._state_shapes(rows)
-        cell_dtype = torch.promote_types(like.dtype, torch.float32)
-        hidden, cell = self.lstm.initial_hidden, self.lstm.initial_cell
-        if hidden is None or cell is None:
-            return ElmoState(like.new_zeros(hidden_shape), like.new_zeros(cell_shape, dtype=cell_dtype))
-        hidden, cell = hidden.to(like.device, like.dtype), cell.to(like.device, cell_dtype)
-        return ElmoState(hidden.expand(hidden_shape), cell.expand(cell_shape))
-
     def set_initial_state(self, state: ElmoState | None):
         """Let texts begin in a state, such as that of `warm_state`, which is saved with the weights.
 
@@ -451,19 +442,14 @@ class ElmoModel(ElmoPreTrainedModel):
             ValueError: a state of another shape.
         """
         if state is not None:
-            state = ElmoState(*(tensor.clone() for tensor in self._check_state(state, 1, self.lstm.layers[0].bias)))
+            checked = self._check_state(state, 1, self.lstm.layers[0].bias)
+            state = ElmoState(*(tensor.detach().clone() for tensor in checked))
         self.lstm.initial_hidden, self.lstm.initial_cell = state or (None, None)
         self.config.initial_state = state is not None
 
-    def _state_shapes(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        layers, config = self.config.num_hidden_layers, self.config
-        return (layers, 2, rows, config.projection_dim), (layers, 2, rows, config.lstm_dim)
-
-    def _check_state(self, state: ElmoState | None, rows: int, like: Tensor) -> ElmoState:
-        if state is None:
-            return self.initial_state(rows, like)
+    def _check_state(self, state: ElmoState, rows: int, like: Tensor) -> ElmoState:
         hidden, cell = state
-        hidden_shape, cell_shape = self._state_shapes(rows)
+        hidden_shape, cell_shape = self.lstm.state_shapes(rows)
         cell_dtype = torch.promote_types(like.dtype, torch.float32)
         if hidden.shape != hidden_shape or cell.shape != cell_shape:
             raise ValueError(

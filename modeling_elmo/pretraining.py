@@ -271,7 +271,7 @@ class Pretrainer:
         generator = torch.Generator().manual_seed(seed_of(self.args.seed, index, 0, 1))
         chosen = torch.rand(self.lanes.num_lanes, generator=generator)[self.mine] < probability  # (lanes,)
         chosen = chosen.to(self.accelerator.device, non_blocking=True)[:, None]
-        new = self.accelerator.unwrap_model(self.model).elmo.initial_state(len(chosen), self.state.hidden)
+        new = self.accelerator.unwrap_model(self.model).elmo.lstm.initial_state(len(chosen), self.state.hidden)
         self.state = ElmoState(*(torch.where(chosen, start, kept) for start, kept in zip(new, self.state, strict=True)))
 
     def finish_gradients(self) -> Tensor:

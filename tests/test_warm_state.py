@@ -1,9 +1,11 @@
 """The state in which texts begin: zeros, or one that is made of text and saved with the weights."""
 
+import copy
 import json
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from finetuning_runs import save_pretrained
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel, ElmoTokenizer
@@ -69,6 +71,23 @@ def test_the_state_that_was_set_is_the_models_own(tiny_config):
     for tensor in state:
         tensor.zero_()
     torch.testing.assert_close(layers_of(model, SENTENCES), before, rtol=0, atol=0)
+
+
+def test_a_state_that_was_computed_with_gradients_leaves_them_behind(tiny_config):
+    model = make_model(tiny_config)
+    model.set_initial_state(model(**ElmoTokenizer()("It rains .", return_tensors="pt")).state)
+    assert not any(buffer.requires_grad for buffer in model.buffers())
+    same = copy.deepcopy(model)
+    torch.testing.assert_close(layers_of(same, SENTENCES), layers_of(model, SENTENCES), rtol=0, atol=0)
+
+
+def test_the_state_of_offloaded_weights_comes_for_the_call(tiny_config):
+    model = make_model(tiny_config)
+    model.set_initial_state(some_state(tiny_config))
+    expected = layers_of(model, SENTENCES)
+    cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert all(buffer.is_meta for buffer in model.buffers())
+    torch.testing.assert_close(layers_of(model, SENTENCES), expected, rtol=0, atol=1e-5)
 
 
 def test_a_text_has_the_same_vectors_alone_in_a_batch_and_in_a_pair(tiny_config):
