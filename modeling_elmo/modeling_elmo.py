@@ -256,6 +256,7 @@ class ElmoModel(ElmoPreTrainedModel):
             state=state,
         )
 
+    @torch.compiler.disable  # it would unroll the steps, anew for each batch
     def encode(
         self,
         inputs: Tensor,
@@ -348,6 +349,7 @@ class ElmoModel(ElmoPreTrainedModel):
                 "make them with this model's ElmoTokenizer"
             )
 
+    @torch.compiler.disable  # what follows depends on how long the texts are
     def prepare(
         self,
         input_ids: Tensor | None,

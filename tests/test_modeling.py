@@ -659,3 +659,19 @@ def test_gradients_by_function_transforms(head):
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("head", ["encoder", "texts"])
+def test_compiled_for_texts_of_all_lengths(head):
+    """The compiler leaves the recurrence alone, whose steps it would unroll for each batch anew."""
+    model_class, changes = HEADS[head]
+    model, graphs = make_model(cls=model_class, **changes), []
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=lambda graph, _: (graphs.append(len(graph.graph.nodes)), graph.forward)[1])
+    for lengths in ([4, 2], [9, 3]):
+        texts = [" ".join("a" * length) for length in lengths]
+        batch = dict(ElmoTokenizer()(texts, padding=True, return_tensors="pt"))
+        with torch.no_grad():
+            for actual, wanted in zip(tensors_of(compiled(**batch)), tensors_of(model(**batch)), strict=True):
+                assert_close(actual, wanted, atol=1e-5)
+    assert max(graphs) < 100, "no graph holds the steps"
