@@ -134,8 +134,10 @@ def slow_sampled_loss(hidden, targets, weight, bias, negatives: Negatives, vocab
     return torch.stack(losses)
 
 
+@pytest.mark.parametrize("logits_at_once", [2**20, 45, 1])  # those of all nine words, of two words and of one
 @pytest.mark.parametrize("without_repetition", [False, True])
-def test_sampled_loss_is_that_of_a_loop(without_repetition):
+def test_sampled_loss_is_that_of_a_loop(without_repetition, logits_at_once, monkeypatch):
+    monkeypatch.setattr(module, "CACHED_LOGITS", logits_at_once)
     hidden, weight, bias = make_softmax()
     sampler = LogUniformSampler(60, 20)
     negatives = sampler.draw()
