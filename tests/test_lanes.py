@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_reading_in_order_reads_the_whole_text_once(corpus_of, direction, num_la
     pairs = [pair for pair in zip(read, predicted, strict=True) if pair[1] != "-"]
     assert pairs == pairs_of(SENTENCES, direction)
     assert len(pairs) == corpus.num_predictions == 15 + 5
+    mine = joined(list(read_in_order(corpus, num_lanes, steps, range(1, num_lanes, 2))))  # the second of two processes
+    np.testing.assert_array_equal(mine, np.stack(window)[:, :, 1::2])
 
 
 def test_reading_in_order_cuts_into_about_equal_lanes_and_stops_with_the_longest(corpus_of):
@@ -124,11 +127,14 @@ def test_all_sentences_of_an_epoch_are_shared_out_among_the_lanes(corpus_of):
     assert sorted(read) == sorted(sentences)
 
 
-def test_directions_and_seeds_have_orders_of_their_own(corpus_of):
+@pytest.mark.parametrize(("run", "runs"), [(64, 1), (1, 1)])  # one run of all sentences, and runs of one
+def test_directions_and_seeds_have_orders_of_their_own(corpus_of, monkeypatch, run, runs):
+    monkeypatch.setattr(lanes, "SENTENCES_IN_RUN", run)
+    monkeypatch.setattr(lanes, "RUNS_IN_GROUP", runs)
     corpus = corpus_of([str(i) for i in range(50)])
-    windows = [read_windows(Lanes(corpus, 1, seed=seed), [100]) for seed in (0, 1, 0)]
-    assert windows[0].inputs[FORWARD].tolist() != windows[0].inputs[BACKWARD].tolist()
-    assert windows[0].inputs[FORWARD].tolist() != windows[1].inputs[FORWARD].tolist()
+    windows = [read_windows(Lanes(corpus, 1, seed=seed), [101]) for seed in (0, 1, 0)]
+    orders = [sentences_of(corpus, windows[seed], side) for seed in (0, 1) for side in (FORWARD, BACKWARD)]
+    assert len(set(map(tuple, orders))) == 4 and all(len(order) == 50 for order in orders)
     np.testing.assert_array_equal(windows[0].inputs, windows[2].inputs)
 
 
@@ -209,6 +215,13 @@ def test_words_that_are_not_predicted_have_the_label_minus_100(corpus_of):
     table = TypeTable(corpus, ElmoTokenizer().train_new_from_counts({"a": 1, "b": 1, "c": 1}))
     batch = table.batch(next(read_in_order(corpus, 2, 5)))
     assert (batch["next_targets"] == -100).tolist() == [[False] * 3 + [True] * 2, [False] * 2 + [True] * 3]
+
+
+def test_labels_of_a_large_vocabulary_are_kept(corpus_of):
+    corpus = corpus_of(["a b c"])
+    tokenizer = Mock(lm_bos_id=0, lm_eos_id=1, lm_ids=lambda words: [70_000 + len(word) for word in words])
+    batch = TypeTable(corpus, tokenizer).batch(next(read_in_order(corpus, 1, 4)))
+    assert batch["next_targets"].tolist() == [[70_001] * 3 + [1]]
 
 
 @pytest.mark.data
