@@ -170,6 +170,26 @@ def test_sampled_loss_over_all_words_is_the_full_one():
     torch.testing.assert_close(sampled, full_softmax_loss(hidden, targets, weight, bias))
 
 
+def test_sampled_loss_keeps_extreme_logits():
+    """A target's logit is far above all others, or the only one that there is."""
+    weight = torch.zeros(60, 2)
+    weight[0, 0] = 200.0
+    sampler, hidden, targets = LogUniformSampler(60, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 7])
+    losses = sampled_softmax_loss(hidden, targets, weight, torch.zeros(60), Negatives(torch.tensor([7]), 1), sampler)
+    assert losses.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_half_precision_of_the_sampled_loss_is_for_its_product_only(weight_dtype):
+    """The biases, which carry the expected counts, are not rounded."""
+    hidden, weight, bias = (tensor.detach().float() for tensor in make_softmax())
+    sampler, targets = LogUniformSampler(60, 20), torch.randint(0, 60, (9,))
+    negatives = sampler.draw()
+    expected = sampled_softmax_loss(hidden * 0, targets, weight, bias, negatives, sampler)
+    half = (hidden * 0).bfloat16(), targets, weight.to(weight_dtype)
+    torch.testing.assert_close(sampled_softmax_loss(*half, bias, negatives, sampler), expected)
+
+
 def test_full_loss_is_cross_entropy(monkeypatch):
     hidden, weight, bias = make_softmax(words=23)
     targets = torch.randint(0, 60, (23,))
@@ -254,6 +274,7 @@ def test_losses_of_texts(share_ignored):
     texts = make_texts(model, [4, 1, 7, 0, 2])
     ids, mask = pad(texts)
     labels = make_labels(mask, share_ignored)
+    labels[2, 0] = -100  # a target of the backward direction alone, so that both have different numbers of them
     output = model(ids, mask, labels=labels)
     rows = [row[: len(text)] for row, text in zip(labels, texts, strict=True)]
     assert_losses(output, *slow_losses(model, texts, rows))
@@ -261,11 +282,15 @@ def test_losses_of_texts(share_ignored):
         sum(int((row[1:] != -100).sum()) for row in rows),
         sum(int((row[:-1] != -100).sum()) for row in rows),
     ]
+    assert output.num_targets[0] != output.num_targets[1]
     assert output.logits is None and output.hidden_states is None
     assert_losses(model(ids, labels=labels), output.forward_loss, output.backward_loss)
     # What stands behind a text is no label of it.
     others = torch.where(mask == 1, labels, torch.randint(0, VOCAB, labels.shape))
     assert torch.equal(model(ids, mask, labels=others).loss, output.loss)
+    single = model(ids, mask, torch.zeros_like(mask), labels, state=output.state)
+    carried = model(ids, mask, labels=labels, state=output.state)
+    assert torch.equal(single.state.cell, carried.state.cell), "texts of one type are no pairs"
 
 
 def test_losses_of_pairs():
@@ -295,6 +320,7 @@ def test_lanes_of_a_text_and_its_reverse_are_that_text():
     )
     assert_losses(lanes, text.forward_loss, text.backward_loss)
     assert lanes.num_targets.tolist() == text.num_targets.tolist()
+    torch.testing.assert_close(lanes.word_losses, torch.stack([text.word_losses[0], text.word_losses[1].flip(1)]))
     for one, other in zip(lanes.state, text.state, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -355,6 +381,9 @@ def test_logits_without_labels():
     torch.testing.assert_close(output.backward_logits, behind @ model.lm_head.weight.T + model.lm_head.bias)
     assert len(model(ids, labels=make_labels(mask), return_dict=False)) == 6
     assert len(model(ids, return_dict=False)) == 3
+    model.config.output_hidden_states = True
+    assert len(model(ids).hidden_states) == len(output.hidden_states)
+    assert model(ids, output_hidden_states=False).hidden_states is None
 
 
 # ---- which softmax, when
@@ -496,6 +525,7 @@ BAD_INPUTS = {
     "label too large": ({"input_ids": IDS, "labels": LABELS + 35}, "lm_vocab_size - 1 = 39, but there is 40"),
     "negative label": ({"input_ids": IDS, "labels": LABELS - 6}, "must be -100 or between 0 and .*but there is -1"),
     "lane's label": ({**LANES, "previous_targets": LABELS + 99}, "but there is 104"),
+    "placed lane's label": ({**PLACED, "previous_targets": LABELS - 6}, "but there is -1"),
     "float labels": ({"input_ids": IDS, "labels": LABELS + 0.5}, "labels must be integers"),
     "short labels": ({"input_ids": IDS, "labels": LABELS[:, :2]}, r"shape \(2, 3\), not .*\(2, 2\)"),
     "labels of characters": ({"input_ids": IDS, "labels": IDS}, r"shape \(2, 3\), not .*\(2, 3, 50\)"),
