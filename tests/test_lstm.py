@@ -23,6 +23,7 @@ LENGTHS = {
     "ties": [2, 5, 2, 5, 0, 0],
     "single": [6],
     "rising": [1, 2, 3],
+    "equal or none": [3, 0, 3],
     "no words": [0, 0],
     "no rows": [],
 }
@@ -254,7 +255,7 @@ def test_lstm_equals_the_reference_for_all_lengths(lengths):
     assert_all_close(gradients, expected_gradients, **TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 2**30])
+@pytest.mark.parametrize("hoisted_bytes", [1, 40_000, 300_000, 2**30])
 @pytest.mark.parametrize(
     "path", ["packed", "fused, torch", "fused, kernel", "fused, one by one", "fused, laid out", "whole layer"]
 )
@@ -263,9 +264,10 @@ def test_inference_equals_training(path, hoisted_bytes, monkeypatch):
     choose_path(monkeypatch, path)
     monkeypatch.setattr("modeling_elmo.lstm_ops.HOISTED_BYTES", hoisted_bytes)
     lengths = [9, 2, 0, 5, 5] * 20
-    lstm = make_lstm(torch.float32, std=0.2, lstm_dim=45, projection_dim=19, chunk_size=4)
+    lstm = make_lstm(torch.float32, 0.2, lstm_dim=45, projection_dim=19, chunk_size=4, cell_clip=0.8, proj_clip=0.4)
     streams, state = make_inputs(lstm, lengths, torch.float32)
     expected, final = run(lstm, streams, lengths, state)
+    assert (final.cell.abs() == 0.8).any() and (expected[0].abs() == 0.4).any()
     with torch.no_grad():
         actual, end = run(lstm, streams, lengths, state)
     assert_all_close([*actual, *end], [*expected, *final], rtol=1e-5, atol=1e-6)
@@ -360,6 +362,26 @@ def test_what_comes_in_stays_as_it_was(path, monkeypatch):
     kept = [gradient.clone() for gradient in gradients]
     torch.autograd.grad(results, list(lstm.parameters()), gradients)
     assert_all_close(gradients, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", ["fused, torch", "whole layer"])
+def test_what_alone_gets_a_gradient_gets_the_same(path, monkeypatch):
+    """As where all weights but some are frozen."""
+    choose_path(monkeypatch, path)
+    layer, lengths = make_lstm(torch.float32, std=0.4).layers[0], [5, 3, 0]
+    streams, state = make_inputs(make_lstm(), lengths, torch.float32)
+    packing = packing_of(streams, lengths)
+    hidden, cell = (part[0][:, packing.order] for part in state)
+    weights = [layer.weight_ih, layer.weight_hh, layer.bias, layer.weight_hr]
+    tensors = [tensor.detach() for tensor in (streams.flatten(1, 2)[:, packing.forward_index], *weights, hidden, cell)]
+
+    def gradients(wanted: list[int]) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_(index in wanted) for index, tensor in enumerate(tensors)]
+        outputs = fused_lstm(*leaves, packing.batch_sizes, cell_clip=3.0, proj_clip=3.0)
+        return list(torch.autograd.grad(sum(x.square().sum() for x in outputs), [leaves[index] for index in wanted]))
+
+    expected = gradients(list(range(7)))
+    assert_all_close([gradient for index in range(7) for gradient in gradients([index])], expected, rtol=0, atol=1e-6)
 
 
 def test_clips_are_reached_in_these_tests():
