@@ -612,15 +612,29 @@ def test_seeds_differ_by_every_number():
 
 
 def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_direction_never(folder, tmp_path):
-    args = parse_arguments(PretrainingArguments, flags(folder, tmp_path / "out"))
-    trainer = Pretrainer(args)
-    trainer.start_log()
     draws = []
-    forward = trainer.model.forward
-    trainer.model.forward = lambda *a, negatives, **k: draws.append(negatives) or forward(*a, negatives=negatives, **k)
-    trainer.optimizer_step()
-    trainer.optimizer_step()
-    assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 4
+    for seed in (0, 1):
+        trainer = Pretrainer(parse_arguments(PretrainingArguments, flags(folder, tmp_path / str(seed), seed=seed)))
+        trainer.start_log()
+        trainer.model.register_forward_pre_hook(
+            lambda _, args, kwargs: draws.append(kwargs["negatives"]), with_kwargs=True
+        )
+        trainer.optimizer_step()
+        trainer.optimizer_step()
+    assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 2 * 4, "and with another seed others"
+
+
+def test_the_loss_is_scaled_by_the_steps_of_a_window_and_gradients_are_clipped_as_asked(folder, tmp_path):
+    norms, moved = [], []
+    for scales, limit in ((True, 0), (False, 0), (False, 1e-12)):
+        more = {"scale_loss_by_unroll_steps": scales, "max_grad_norm": limit, "optim": "adagrad"}
+        trainer = Pretrainer(parse_arguments(PretrainingArguments, flags(folder, tmp_path / str(len(norms)), **more)))
+        trainer.start_log()
+        before = trainer.model.elmo.lstm.layers[0].weight_ih.detach().clone()
+        norms.append(float(trainer.optimizer_step()))
+        moved.append(float((trainer.model.elmo.lstm.layers[0].weight_ih.detach() - before).abs().max()))
+    assert norms[0] == pytest.approx(5 * norms[1], rel=1e-4) and norms[1] == pytest.approx(norms[2], rel=1e-4)
+    assert moved[0] > moved[1] > 1e-6 > moved[2]
 
 
 def test_lanes_that_are_reset_begin_as_texts_do(folder, tmp_path):
