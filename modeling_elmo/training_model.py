@@ -35,7 +35,8 @@ def read_config(args: PretrainingArguments, lm_vocab_size: int) -> ElmoConfig:
     path = named if named.is_file() else Path(args.config_name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-        raise ArgumentsError(f"no configuration {args.config_name!r}: give a config.json or one of {known}")
+        others = f" or one of {known}" if known else "; those that have names are in configs/ of a clone of the project"
+        raise ArgumentsError(f"no configuration {args.config_name!r}: give a config.json{others}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("model_type", ElmoConfig.model_type) != ElmoConfig.model_type:

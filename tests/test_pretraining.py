@@ -18,7 +18,7 @@ from tokenizers.normalizers import NFC
 from training_runs import ROOT, flags, log_of, same_weights, timeless_log
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
-from modeling_elmo import ElmoForPreTraining, ElmoTokenizer
+from modeling_elmo import ElmoForPreTraining, ElmoTokenizer, training_model
 from modeling_elmo.arguments import PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import (
     CheckpointError,
@@ -185,6 +185,13 @@ def test_mistakes_end_with_one_line_and_code_2(run, folder, tmp_path, capsys, ch
     assert run(*flags(folder, tmp_path / "out", **change)) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert error.startswith("train.py: ") and message in error
+
+
+def test_a_package_without_its_clone_tells_where_named_configurations_are(run, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training_model, "CONFIGS", tmp_path / "configs")
+    assert run(*flags(folder, tmp_path / "out", config_name="small")) == 2
+    told = "no configuration 'small': give a config.json; those that have names are in configs/ of a clone"
+    assert told in capsys.readouterr().err
 
 
 def test_a_mistake_at_the_real_command_line_shows_no_traceback(folder, tmp_path):
