@@ -424,6 +424,7 @@ def _share(task: Task, trainer: ElmoTrainer, scores: Mapping[str, Metrics]):
         data_name=Path(args.files().get("train", task.name)).name,
         recipe={
             **{name: getattr(model.config, name) for name in HEAD_RECIPE},
+            "feature_layers": used_layers(model.config),
             **{name: getattr(args, name) for name in RECIPE},
         },
         scores={

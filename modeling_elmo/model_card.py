@@ -225,7 +225,7 @@ def finetuned_card(
         pipeline_tag: the Hub's name of the task, such as "token-classification".
         base_model: the folder or Hub name of the ELMo that was fine-tuned; of a folder only the last part is told.
         data_name: what the data are called.
-        recipe: options of the head and of its training.
+        recipe: options of the head and of its training; those that are `None` are left out.
         scores: for each split that was scored, the value of each metric.
     """
     is_folder = Path(base_model).exists()
@@ -242,6 +242,7 @@ def finetuned_card(
     ]  # fmt: skip
     told = {"pipeline_tag": pipeline_tag, "eval_results": results, "base_model": None if is_folder else base_model}
     rows = [(split, metric, f"{value:.4f}") for split, of_split in scores.items() for metric, value in of_split.items()]
+    options = [(f"`{name}`", f"`{value}`") for name, value in recipe.items() if value is not None]
     return render(
         config,
         repo_name,
@@ -250,7 +251,7 @@ def finetuned_card(
         origin=f"fine-tuned from {base} on {data_name} by",
         sections={
             "Results": table(["split", "metric", ""], rows) if rows else "Nothing was scored.",
-            "Recipe": table(["option", "value"], [(f"`{name}`", f"`{value}`") for name, value in recipe.items()]),
+            "Recipe": table(["option", "value"], options),
         },
         usage=TUNED_USAGE[pipeline_tag],
         mix=LEARNT_LAYERS,

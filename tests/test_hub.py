@@ -265,6 +265,7 @@ def test_fine_tuning_pushes_its_results_and_no_cache(hub, finished, tmp_path, mo
     assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     card = ModelCard(files["README.md"].decode())
     assert "| `feature_dropout` | `0.5` |\n| `head_dropout` | `0.2` |" in card.text  # as in the model, flag or not
+    assert "| `feature_layers` | `[0, 1, 2]` |" in card.text and "None" not in card.text
     assert card.data.pipeline_tag == "text-classification" and "from `finished` on data.jsonl by" in card.text
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
