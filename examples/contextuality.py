@@ -223,7 +223,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(show, parse_arguments(argv))
+    return run(show, parse_arguments(argv), "matplotlib.figure")
 
 
 if __name__ == "__main__":

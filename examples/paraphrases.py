@@ -137,7 +137,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    return run(evaluate if arguments.evaluate else mine, arguments)
+    if arguments.evaluate:
+        return run(evaluate, arguments, "scipy.stats", "sklearn.metrics")
+    return run(mine, arguments, "faiss")
 
 
 if __name__ == "__main__":

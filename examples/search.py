@@ -199,7 +199,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    return run(evaluate if arguments.evaluate else ask, arguments)
+    if arguments.evaluate:
+        return run(evaluate, arguments, "faiss", "sklearn.feature_extraction.text")
+    return run(ask, arguments, "faiss")
 
 
 if __name__ == "__main__":

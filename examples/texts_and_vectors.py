@@ -1,6 +1,7 @@
 """What the examples share: texts and tables from files, their vectors from an ELMo, and mistakes told in a sentence."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,14 +24,19 @@ from modeling_elmo.tables import is_table, read_table_file
 from modeling_elmo.text_files import DataError, ReadingReport, find_files, read_lines
 
 
-def run(example: Callable[[Any], object], arguments: Any) -> int:
-    """Run an example; its exit code is that of `run_command`."""
+def run(example: Callable[[Any], object], arguments: Any, *extras: str) -> int:
+    """Run an example; its exit code is that of `run_command`.
+
+    `extras`: modules that it needs and not everyone has, so that a missing one is told before the work.
+    """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
 
     def run_with_extras():
         try:
+            for name in extras:
+                importlib.import_module(name)
             example(arguments)
         except ImportError as error:
             raise ArgumentsError(f"{error}: pip install 'modeling-elmo[examples]'") from error

@@ -158,6 +158,8 @@ def scores(gold: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
 
 def disambiguate(arguments: argparse.Namespace):
     """Print accuracy and macro-F1 of each word by layer, beside the most frequent sense, for both methods."""
+    import sklearn.metrics  # noqa: F401  # rather missed now than when `scores` asks for it
+
     model, tokenizer = load_encoder(arguments.model)
     train_words, train_senses, train_uses = read_uses(arguments.train)
     words, senses, uses = read_uses(arguments.test)

@@ -10,6 +10,7 @@ hidden_size).
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import sys
@@ -49,12 +50,9 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
         path: the file to write; its folder must be there.
 
     Raises:
-        ExportError: the packages onnx and onnxscript are missing, or a `path` that cannot be written.
+        ExportError: the package onnxscript is missing, or a `path` that cannot be written.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError("ONNX needs onnx and onnxscript: pip install 'modeling-elmo[export]'") from error
+    imported("onnxscript")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"{path.parent} is no folder: make it, or choose another")
@@ -84,6 +82,18 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model that was replaced
 
 
+def imported(package: str) -> Any:
+    """A package that not everyone has.
+
+    Raises:
+        ExportError: it is missing.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ExportError(f"ONNX needs {package}: pip install 'modeling-elmo[export]'") from error
+
+
 def inputs_for(tokenizer: ElmoTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of some texts."""
     batch = tokenizer(list(texts), padding=True, return_tensors="pt")
@@ -106,10 +116,7 @@ def check(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path, rounds: 
     Raises:
         ExportError: onnxruntime is missing.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError("comparing needs onnxruntime: pip install 'modeling-elmo[export]'") from error
+    onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -149,6 +156,8 @@ def run(arguments: argparse.Namespace):
     """Load, export, compare and tell."""
     if arguments.file.exists() and not arguments.overwrite:
         raise ExportError(f"{arguments.file} exists: choose another file, or replace it with --overwrite")
+    if arguments.check:  # rather missed now than when the file is written
+        imported("onnxruntime")
     model, tokenizer = load_encoder(arguments.model)
     export_onnx(model, tokenizer, arguments.file)
     print(f"wrote {arguments.file}")

@@ -159,10 +159,26 @@ def test_search_tells_mistakes(data, flags, message, model, tmp_path, capsys):
     assert message in refused(search, capsys, model, tmp_path / data, *flags)
 
 
-def test_a_missing_library_is_told(model, tmp_path, capsys, monkeypatch):
-    (tmp_path / "text.txt").write_text("It rains .\n")
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "pip install 'modeling-elmo[examples]'" in refused(search, capsys, model, tmp_path / "text.txt", "a")
+@pytest.mark.parametrize(
+    ("example", "package", "arguments"),
+    [
+        (search, "faiss", ["text.txt", "a"]),
+        (search, "faiss", ["text.txt", "--evaluate"]),
+        (search, "sklearn.feature_extraction.text", ["text.txt", "--evaluate"]),
+        (paraphrases, "faiss", ["text.txt"]),
+        (paraphrases, "scipy.stats", ["text.txt", "--evaluate"]),
+        (paraphrases, "sklearn.metrics", ["text.txt", "--evaluate"]),
+        (word_senses, "sklearn.metrics", ["senses.jsonl.gz", "senses.jsonl.gz"]),
+        (contextuality, "matplotlib.figure", ["text.txt", "plot.png"]),
+        (layer_weighting, "matplotlib.figure", ["tasks", "out", "--task_name", "sst2"]),
+    ],
+)
+def test_a_missing_library_is_told_before_the_work(example, package, arguments, tmp_path, capsys, monkeypatch):
+    """Before anything else is missed: there is no model."""
+    write_rows(tmp_path / "senses.jsonl.gz", [{"word": "a", "sentence": "a", "sense": "a", "index": 0}])
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    assert "pip install 'modeling-elmo[examples]'" in refused(example, capsys, "./model", *arguments)
 
 
 def test_a_folder_without_a_model_is_told(tmp_path, capsys):

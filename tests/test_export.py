@@ -1,5 +1,6 @@
 """torch.export and ONNX against the model itself: any number of texts and words, clipping, the other word encoders."""
 
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, ca
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["elmo.onnx"], "a small model has no such file"
+
+
+@pytest.mark.parametrize(("package", "flags"), [("onnxscript", []), ("onnxruntime", ["--check"])])
+def test_a_missing_package_is_told_before_a_file_is_written(folder, tmp_path, monkeypatch, capsys, package, flags):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert export.main([str(folder), str(tmp_path / "elmo.onnx"), *flags]) == 2
+    assert f"ONNX needs {package}: pip install 'modeling-elmo[export]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_finds_a_difference(folder, written):
