@@ -173,7 +173,8 @@ class ElmoForTokenClassification(ElmoTaskModel):
             steps = self._steps(emissions, constrained=False)
             loss = -log_likelihood(_reorder(emissions, order), labels.gather(1, order), chain, steps).sum()
         # Where gradients are accumulated, the parts of a batch share the penalty as they share the labels.
-        return (loss + num_labelled * self.penalty()) / (num_labelled.clamp(min=1) if num_items is None else num_items)
+        divisor = num_labelled if num_items is None else torch.as_tensor(num_items)
+        return (loss + num_labelled * self.penalty()) / divisor.clamp(min=1)
 
 
 def _chains_first(in_chain: Tensor) -> tuple[Tensor, Tensor]:

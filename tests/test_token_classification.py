@@ -246,10 +246,11 @@ def test_parts_of_a_batch_add_up():
 
 
 def test_batches_without_labels_have_no_loss():
-    for changes in HEADS:
+    counted_by_trainer = {"num_items_in_batch": torch.tensor(0)}
+    for changes, count in itertools.product(HEADS, ({}, counted_by_trainer)):
         model = make_tagger(**changes).train()
         inputs, words = encode()
-        loss = model(**inputs, labels=torch.full(words.shape, -100)).loss
+        loss = model(**inputs, labels=torch.full(words.shape, -100), **count).loss
         loss.backward()
         assert loss == 0 and all(p.grad.eq(0).all() for p in model.classifier.parameters())
 
