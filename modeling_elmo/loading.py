@@ -131,6 +131,9 @@ def spelling_mismatch(config: Any, tokenizer: ElmoTokenizer) -> str | None:
     given = 1 if tokenizer.word_inputs else tokenizer.spelling.row_length
     if read != given:
         return f"the model reads {read} ids a word, and the tokenizer gives {given}: take the model's own"
+    if tokenizer.word_inputs and not 0 < tokenizer.lm_vocab_size < config.word_vocab_size:
+        words = f"a table of {config.word_vocab_size - 1:,} words, and the tokenizer knows {tokenizer.lm_vocab_size:,}"
+        return f"the model has {words}: put the vocab.txt that belongs to it beside tokenizer.json"
     return None
 
 

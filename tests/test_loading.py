@@ -41,6 +41,14 @@ def half_of_the_file(folder: Path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def make_word_table(folder: Path):
+    """An ELMo that looks words up, instead of the one that is there."""
+    config = {**json.loads((folder / "config.json").read_text()), "cnn_filters": [], "word_vocab_size": 5}
+    ElmoModel(ElmoConfig.from_dict(config)).save_pretrained(folder)
+    ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", "the"], word_inputs=True).save_pretrained(folder)
+    load_encoder(str(folder))
+
+
 DAMAGES = {
     "absent": (shutil.rmtree, "has no ELMo model"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "model_type None, not 'elmo'"),
@@ -61,6 +69,14 @@ DAMAGES = {
     "words as ids": (
         lambda folder: ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>"], word_inputs=True).save_pretrained(folder),
         "reads 50 ids a word.* gives 1",
+    ),
+    "no words of a table": (
+        lambda folder: (make_word_table(folder), (folder / "vocab.txt").unlink()),
+        r"a table of 4 words, and the tokenizer knows 0: put the vocab\.txt that belongs to it beside",
+    ),
+    "words behind a table": (
+        lambda folder: (make_word_table(folder), (folder / "vocab.txt").write_text("<S>\n</S>\n<UNK>\na\nb\n")),
+        "a table of 4 words, and the tokenizer knows 5",
     ),
 }
 
