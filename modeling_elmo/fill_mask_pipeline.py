@@ -7,7 +7,7 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .rust_splitter import checked_words
-from .word_prediction import best, check_vocabulary, combine, predict_words, special_ids
+from .word_prediction import best, combine, predict_words, special_ids, vocabulary_mismatch
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +56,8 @@ class ElmoFillMaskPipeline(Pipeline):
 
     def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]
         tokenizer: Any = self.tokenizer
-        check_vocabulary(self.model, tokenizer)
+        if wrong := vocabulary_mismatch(self.model.config, tokenizer):
+            raise ValueError(wrong)
         if not isinstance(text, str):
             raise ValueError(f"every text must be a string, not {type(text).__name__}")
         first, *others = text.replace(MASKS[1], MASKS[0]).split(MASKS[0])

@@ -40,6 +40,7 @@ from .language_model import IGNORE_INDEX, ElmoForPreTraining
 from .loading import load_config, load_model, load_tokenizer, spelling_mismatch
 from .text_files import DataError, ReadingReport, find_files, read_lines
 from .tokenization_elmo import ElmoTokenizer
+from .word_prediction import vocabulary_mismatch
 
 # exp of more is no float any more; only a model that diverged loses so many nats a word.
 MAX_LOSS = 700.0
@@ -207,8 +208,7 @@ def sentence_scores(
     Raises:
         PerplexityError: a vocabulary or a way of spelling that is not the model's, or a loss that is no number.
     """
-    check_vocabulary(model, tokenizer)
-    if wrong := spelling_mismatch(model.config, tokenizer):
+    if wrong := vocabulary_mismatch(model.config, tokenizer) or spelling_mismatch(model.config, tokenizer):
         raise PerplexityError(wrong)
     texts = (tokenizer.split_words(line) if isinstance(line, str) else list(line) for line in lines)
     first = 0
@@ -223,20 +223,6 @@ def sentence_scores(
             on_batch(len(batch), sum(score.num_words for score in batch))
         first += len(window)
         yield from sorted(scores, key=lambda score: score.sentence)
-
-
-def check_vocabulary(model: ElmoForPreTraining, tokenizer: ElmoTokenizer):
-    """Raise a `PerplexityError` unless the tokenizer has as many words as the model predicts."""
-    if not tokenizer.lm_vocab_size:
-        raise PerplexityError(
-            "the tokenizer has no vocabulary of the language model: put the vocab.txt that the model was trained with "
-            "beside tokenizer.json"
-        )
-    if tokenizer.lm_vocab_size != model.config.lm_vocab_size:
-        raise PerplexityError(
-            f"the vocabulary has {tokenizer.lm_vocab_size:,} words but the model predicts "
-            f"{model.config.lm_vocab_size:,}: take the tokenizer that belongs to this model"
-        )
 
 
 @torch.inference_mode()
@@ -329,7 +315,8 @@ def load(name: str, device: str | None) -> tuple[ElmoForPreTraining, ElmoTokeniz
             f"{name} has no softmax (lm_head), as models that were converted from published weights, which come "
             "without one, or saved as an encoder: give the folder of an ElmoForPreTraining, such as train.py writes"
         )
-    check_vocabulary(model, tokenizer)
+    if wrong := vocabulary_mismatch(config, tokenizer):
+        raise PerplexityError(wrong)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.requires_grad_(False).eval().to(device), tokenizer

@@ -108,7 +108,8 @@ def find_substitutes(
         raise TypeError(f"words must be a list of words, not the text {words!r:.60}: tokenizer.split_words makes one")
     if not 0 <= position < len(words):
         raise ValueError(f"position must be one of the sentence's {len(words)} words, from 0, not {position}")
-    check_vocabulary(model, tokenizer)
+    if wrong := vocabulary_mismatch(model.config, tokenizer):
+        raise ValueError(wrong)
     batch = tokenizer([list(words)], is_split_into_words=True, return_tensors="pt").to(model.device)
     rows, places = torch.tensor([0]), torch.tensor([position + 1])  # behind <S>
     log_probs = predict_words(model, batch["input_ids"], batch["attention_mask"], rows, places)
@@ -116,13 +117,19 @@ def find_substitutes(
     return Substitutes(*(best(tokenizer, part, top_k) for part in (combine(log_probs)[0], *log_probs[0])))
 
 
-def check_vocabulary(model: Any, tokenizer: ElmoTokenizer):
-    """Raise a `ValueError` unless the tokenizer has the words that the model predicts."""
-    if tokenizer.lm_vocab_size != model.config.lm_vocab_size:
-        raise ValueError(
-            f"the model predicts {model.config.lm_vocab_size:,} words and the tokenizer knows "
-            f"{tokenizer.lm_vocab_size:,}: take the tokenizer that belongs to this model"
+def vocabulary_mismatch(config: Any, tokenizer: ElmoTokenizer) -> str | None:
+    """How a tokenizer knows other words than a model predicts, and the way out; `None` if it does not."""
+    if not tokenizer.lm_vocab_size:
+        return (
+            "the tokenizer has no vocabulary of the language model: put the vocab.txt that the model was trained with "
+            "beside tokenizer.json"
         )
+    if tokenizer.lm_vocab_size != config.lm_vocab_size:
+        return (
+            f"the vocabulary has {tokenizer.lm_vocab_size:,} words but the model predicts {config.lm_vocab_size:,}: "
+            "take the tokenizer that belongs to this model"
+        )
+    return None
 
 
 def best(tokenizer: ElmoTokenizer, log_probs: Tensor, top_k: int) -> list[Substitute]:
