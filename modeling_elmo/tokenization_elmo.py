@@ -487,19 +487,6 @@ class ElmoTokenizer(TokenizersBackend):
             columns = {key: value[0] for key, value in columns.items()}
         return BatchEncoding(columns, tensor_type=return_tensors)
 
-    def _pad(
-        self,
-        encoded_inputs: Mapping,
-        max_length: int | None = None,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-    ) -> dict:
-        return self.pad(
-            encoded_inputs, padding_strategy, max_length, pad_to_multiple_of, padding_side, return_attention_mask
-        ).data
-
     # --- back to text -----------------------------------------------------------------------------------------------
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:

@@ -457,8 +457,6 @@ def test_pad_one_example(tokenizer, kind):
     assert np.shape(padded["input_ids"]) == (6, 50)
     assert list(padded["attention_mask"]) == [1, 1, 1, 1, 0, 0]
     assert list(tokenizer.pad(example)["attention_mask"]) == [1, 1, 1, 1]
-    inner = tokenizer._pad(dict(example), max_length=5, padding_strategy="max_length")
-    assert np.shape(inner["input_ids"]) == (5, 50)
 
 
 def test_pad_small_integers_and_refusals(tokenizer):
