@@ -20,6 +20,7 @@ for texts in memory.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -379,7 +380,9 @@ def run(arguments: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is that of `run_command`."""
+    """Run the command; its exit code is that of `run_command`. Of several processes the first does it all."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     arguments = parse_arguments(argv)
     keep_freed_memory()
     return run_command(lambda: run(arguments), PerplexityError, DataError)

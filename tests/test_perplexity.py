@@ -286,6 +286,15 @@ def test_json_and_the_scores_of_sentences(folder, corpus, tmp_path, model, token
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "scores.jsonl"]
 
 
+def test_of_several_processes_one_scores_the_text(folder, corpus, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "scores.jsonl"
+    for rank in ("1", "0"):  # as torchrun numbers them
+        monkeypatch.setenv("RANK", rank)
+        assert not output.exists() and not capsys.readouterr().out
+        assert run(folder, corpus, "--per_sentence", output) == 0
+    assert len(read(output)) == len(TEXTS) and "perplexity" in capsys.readouterr().out
+
+
 def test_words_at_spaces_lines_and_files(folder, tmp_path, model, tokenizer, capsys):
     """Several files, one of them compressed, are one text; --max_lines counts its lines."""
     (tmp_path / "a.txt").write_text("Don't\n\ncat")
