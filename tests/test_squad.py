@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from modeling_elmo import ElmoTokenizer
-from modeling_elmo.answer_spans import Window, best_spans, split_texts, window_bounds
+from modeling_elmo.answer_spans import Window, best_answers, best_spans, split_texts, window_bounds
 from modeling_elmo.squad import (
     Prediction,
     Question,
@@ -84,7 +85,7 @@ FORMS = {
     "nested.json.gz": lambda path: write(path, gzip.compress(json.dumps(nested(ROWS)).encode())),
     "rows.jsonl": lambda path: write(path, lines(ROWS)),
     "rows.jsonl.gz": lambda path: write(path, gzip.compress(("\ufeff" + lines(ROWS)).encode())),
-    "lines.json": lambda path: write(path, lines(ROWS) + "\n"),
+    "lines.json": lambda path: write(path, lines(ROWS) + " \n"),
     "list.json": lambda path: write(path, json.dumps(listed(ROWS), indent=1)),
     "data.json": lambda path: write(path, json.dumps({"version": 2, "data": ROWS})),
     "rows.parquet": lambda path: write_parquet(path, ROWS),
@@ -123,8 +124,8 @@ def test_a_single_row_is_a_file_too(tmp_path):
     assert len(questions_of(ROWS[:1], tmp_path)) == 1
 
 
-def test_data_sets(tmp_path):
-    """Files as SQuAD names them, or as others do; what `datasets` saved; a name."""
+def test_data_sets(tmp_path, monkeypatch):
+    """Files as SQuAD names them, or as others do, in the order of their names; what `datasets` saved; a name."""
     official, own, saved = (tmp_path / name for name in ("official", "own", "saved"))
     for folder in (official, own):
         folder.mkdir()
@@ -136,6 +137,8 @@ def test_data_sets(tmp_path):
     write_parquet(own / "Validation.parquet", ROWS[:2])
     tables = {"train": Dataset.from_list(ROWS), "validation": Dataset.from_list(ROWS[:2])}
     DatasetDict(tables).save_to_disk(str(saved))
+    listdir = os.listdir
+    monkeypatch.setattr("os.listdir", lambda folder: sorted(listdir(folder), reverse=True))
     for folder in (official, own, saved):
         splits = read_dataset(str(folder), None, SquadReport())
         assert {split: [one.id for one in questions] for split, questions in splits.items()} == {
@@ -175,7 +178,7 @@ def test_test_data_need_no_answers(tmp_path):
     ("rows", "message"),
     [
         ([{"id": 1, "query": "?", "context": ""}], "no column question, answers; its columns are id, query, context"),
-        ([ROWS[0], ROWS[0]], "question '1': the id occurs twice"),
+        ([ROWS[0], {**ROWS[0], "id": 1}], "question 1: the id occurs twice"),
         ([{**ROWS[0], "context": None}], "question '1': context must be a text, not None"),
         ([{**ROWS[0], "answers": "1990"}], "question '1': answers must be"),
         ([{**ROWS[0], "answers": {"text": ["1990"], "answer_start": []}}], "answers must be"),
@@ -216,7 +219,7 @@ def test_bad_files_are_told(content, name, message, tmp_path):
 
 
 def test_answers_are_looked_for_where_they_should_stand(tmp_path):
-    texts, starts = ["New York", "1990", "in", "Boston", "Ann", ""], [3, 48, 0, 2, -1, 0]
+    texts, starts = ["New York", "1990", "in", "Boston", "Ann", ""], [3, 48.0, 0, 2, -1, 0]
     report = SquadReport()
     (one,) = questions_of([{**ROWS[0], "answers": {"text": texts, "answer_start": starts}}], tmp_path, report)
     assert one.answers == texts[:5] and one.answer_starts == [17, 48, None, None, 0]
@@ -229,6 +232,7 @@ def test_answers_are_looked_for_where_they_should_stand(tmp_path):
 
 def test_an_answer_is_moved_to_the_only_place_there_is():
     report = SquadReport()
+    assert place("Ann", 0, "Ann met Ann", report) == 0, "it stands there"
     assert place("Ann", -3, "met Ann", report) == 4, "no place is counted from the end"
     assert place("aa", 5, "aaa", report) is None, "places may overlap"
     assert (report.moved_answers, report.lost_answers) == (1, 1)
@@ -335,24 +339,27 @@ def test_answers_that_are_nowhere_are_left_out_of_training():
         (-100, -100), (-100, -100), (5, 5), (0, 0),
     ]  # fmt: skip
     report = SquadReport()
+    windows.append(windows[0])  # a question counts once, however many windows it has
     assert [window.example for window in training_windows(windows, report)] == [2, 3] and report.left_out == 2
     assert "2 questions" in report.problems()[0]
 
 
 def test_long_questions_are_cut():
     report = SquadReport()
-    windows = window_texts([question(question="why " * 70), question()], report=report)
-    assert [len(window.question) for window in windows] == [64, 2] and report.cut_questions == 1
+    windows = window_texts([question(question="why " * number) for number in (70, 64, 2)], report=report)
+    assert [len(window.question) for window in windows] == [64, 64, 2] and report.cut_questions == 1
     assert report.problems() == ["1 questions were too long and were cut"]
     # What was cut off takes no room from the context: 100 words less 64 and 4 boundaries.
-    (window, *_) = window_texts([question(question="why " * 99, context="word " * 50)], max_length=100, stride=5)
-    assert len(window.words) == 32
+    long = question(question="why " * 99, context="word " * 50)
+    (window, *_) = window_texts([long], max_length=100, stride=5, report=report)
+    assert len(window.words) == 32 and report.cut_questions == 2, "of all splits"
 
 
 @pytest.mark.parametrize(("max_length", "stride"), [(12, 6), (12, 8), (6, 0), (3, 0), (12, -1)])
 def test_windows_that_get_nowhere_are_refused(max_length, stride):
     message = (
-        rf"beside a question of 2 words and 4 boundaries, .*max_seq_length \({max_length}\).*doc_stride \({stride}\)"
+        rf"beside a question of 2 words and 4 boundaries, windows of {max(max_length - 6, 0)} words of context cannot "
+        rf"share {stride} with the next: .*max_seq_length \({max_length}\).*doc_stride \({stride}\)"
     )
     with pytest.raises(DataError, match=message):
         window_texts([question()], max_length=max_length, stride=stride)
@@ -362,12 +369,13 @@ def test_contexts_without_words():
     for context in ("", " \n"):
         (window,) = window_texts([question([], context=context)])
         assert window.words == [] and window.offsets.shape == (0, 2) and window.start_position == 0
+    assert window_texts([]) == []
 
 
 # ---- the search for answers
 
 
-@pytest.mark.parametrize("max_words", [1, 3, 100])
+@pytest.mark.parametrize("max_words", [1, 3, 10**15])
 @pytest.mark.parametrize("top_k", [1, 5, 1000])
 def test_best_spans_against_loops(max_words, top_k):
     rng = np.random.default_rng(0)
@@ -387,6 +395,10 @@ def test_best_spans_against_loops(max_words, top_k):
 def test_equal_spans_come_in_the_order_of_the_text():
     first, last, _ = best_spans(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32), 2, 10)
     assert list(zip(first[0], last[0], strict=True))[:5] == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
+    windows = [Window(0, ["q"], list("bc"), np.array([[2, 3], [4, 5]])),
+               Window(0, ["q"], list("ab"), np.array([[0, 1], [2, 3]]))]  # fmt: skip
+    (answers,) = best_answers(windows, np.zeros((2, 2)), np.zeros((2, 2)), 1, 2, 9)
+    assert [answer[1:] for answer in answers] == [(0, 1), (0, 3), (2, 3), (2, 5), (4, 5)]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 7, 30])
@@ -457,9 +469,10 @@ def test_the_threshold_decides():
 
 
 def test_a_context_without_words_has_no_answer():
-    questions = [question([], context=""), question(["Ann"], id="2")]
+    questions = [question([], context="", question="Who is Ann Lee ?"), question(["Ann"], id="2")]
     windows = window_texts(questions)
-    logits = np.zeros((2, 30), np.float32)
+    width = max(window.begin + len(window.words) + 1 for window in windows)  # none has a long question and context
+    logits = np.zeros((2, width), np.float32)
     for version_2 in (False, True):
         one = predict_answers(questions, windows, logits, logits, version_2=version_2)["1"]
         assert one.answer == one.best_text == "" and len(one.candidates) == version_2
@@ -470,9 +483,10 @@ def test_a_context_without_words_has_no_answer():
 
 def test_each_window_has_its_prediction():
     questions = [question(["Ann"]), question(["Ann"], id="2")]
-    logits = np.zeros((1, 30), np.float32)
-    with pytest.raises(ValueError, match="2 windows, but predictions for 1"):
-        predict_answers(questions, window_texts(questions), logits, logits)
+    for number in (1, 3):
+        logits = np.zeros((number, 30), np.float32)
+        with pytest.raises(ValueError, match=f"2 windows, but predictions for {number}"):
+            predict_answers(questions, window_texts(questions), logits, logits)
 
 
 def test_five_thousand_questions_take_seconds():
