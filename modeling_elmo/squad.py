@@ -153,7 +153,7 @@ def nested_rows(article: Mapping[str, Any], name: str, number: int) -> Iterator[
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 yield {**question, "context": paragraph["context"]}
-    except (AttributeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(
             f"{name}, article {number} is not as in SQuAD's files (paragraphs > context, qas > id, question, answers): "
             f"{type(error).__name__} {error}"
