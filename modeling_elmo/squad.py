@@ -378,7 +378,7 @@ def predict_answers(
 def candidates_of(answers: Sequence[Answer], context: str) -> list[dict[str, Any]]:
     """Answers as JSON has them, with the softmax of their scores."""
     scores = np.array([answer.score for answer in answers])
-    weights = np.exp(scores - scores.max(initial=-np.inf)) if len(scores) else scores
+    weights = np.exp(scores - scores.max(initial=-np.inf))
     return [
         {"text": context[start:end], "probability": weight, "score": score, "start": start, "end": end}
         for (score, start, end), weight in zip(answers, (weights / weights.sum()).tolist(), strict=True)

@@ -465,7 +465,10 @@ def test_the_threshold_decides():
     logits[0, 0], logits[0, window.begin] = 1.0, 2.0  # no answer 2, "Ann" 4
     for threshold, answer in ((-2.1, ""), (-2.0, "Ann"), (-1.9, "Ann")):  # no answer if the odds are above it
         one = predict_answers([question(["Ann"])], [window], logits, logits, 20, 17, True, threshold)["1"]
-        assert one.answer == answer and one.null_odds == -2.0
+        assert one.answer == answer and one.best_text == "Ann" and one.null_odds == -2.0
+    probabilities = [each["probability"] for each in one.candidates]
+    (far,) = predict_answers([question(["Ann"])], [window], logits - 1000, logits - 1000, 20, 17, True).values()
+    assert [each["probability"] for each in far.candidates] == pytest.approx(probabilities)
 
 
 def test_a_context_without_words_has_no_answer():
@@ -507,7 +510,8 @@ def test_five_thousand_questions_take_seconds():
     [
         ("The Cat, sat.", "cat sat"),
         ("an apple a day", "apple day"),
-        ("theatre Athens", "theatre athens"),  # no articles
+        ("theatre Athens bathe banana Iran", "theatre athens bathe banana iran"),  # no articles
+        ("one\N{EN DASH}the\N{EN DASH}one", "one\N{EN DASH} \N{EN DASH}one"),
         ("U.S.", "us"),
         ("don't", "dont"),
         ("co-op", "coop"),
