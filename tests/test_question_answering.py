@@ -58,6 +58,28 @@ def test_dropout_of_the_head_leaves_the_second_mix_alone():
         assert (outputs == 0).float().mean() > 0.5 and (mix != 0).all()
 
 
+def test_dropout_before_each_layer_of_the_head():
+    """But not of the features, which had their own: before the attention to both texts, to itself, and two LSTMs."""
+    model, calls = make_reader(head_dropout=0.3), []
+    head, reader = model.spans, model.spans.reader
+    reader.dropout.register_forward_hook(lambda *_: calls.append(None))
+    model(**make_batch(model))
+    assert reader.dropout.p == 0.3 and len(calls) == 3
+    layers = (reader.encoder, reader.self_encoder, head.start.encoder, head.end.encoder)
+    assert [layer.dropout.p for layer in layers] == [0.0, 0.3, 0.3, 0.3]
+
+
+def test_a_context_does_not_see_the_padding_of_its_question():
+    reader = make_reader().spans.reader
+    nn.init.constant_(reader.attention.second.weight, -1.0)  # nothing would fit better than zeros
+    width = reader.attention.first.in_features
+    question, context = torch.rand(1, 3, width), torch.rand(1, 4, width)
+    masks = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool)
+    expected = reader.attend_both_ways(question, context, *masks)
+    padded = [nn.functional.pad(question, (0, 0, 0, 2)), context, nn.functional.pad(masks[0], (0, 2)), masks[1]]
+    assert_close(reader.attend_both_ways(*padded), expected)
+
+
 def attention(scores: TrilinearScores, words: Tensor, others: Tensor, itself: bool = False) -> tuple[Tensor, Tensor]:
     """For each word what it sees of the others (but the one at its own place), and its highest score."""
     weight = torch.cat([scores.first.weight[0], scores.second.weight[0], scores.product.weight[0]])
@@ -140,6 +162,7 @@ def test_scores_stand_at_the_words_of_the_context_and_at_position_0(head, dtype)
 def test_a_pair_has_the_same_scores_alone_and_in_a_batch(head, changes):
     model = make_reader(head=head, **changes)
     batch = make_batch(model)
+    batch["token_type_ids"][batch["attention_mask"] == 0] = 1  # padding is of no text, whatever it is called
     output = model(**batch)
     for row, length in enumerate(map(sum, LENGTHS)):
         alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()})
@@ -231,7 +254,8 @@ def test_loss_is_the_mean_of_both_cross_entropies(head):
     output = model(**batch, start_positions=torch.tensor(starts), end_positions=torch.tensor(ends))
     expected = (slow_loss(output.start_logits, starts) + slow_loss(output.end_logits, ends)) / 2
     assert_close(output.loss, expected)
-    column = model(**batch, start_positions=torch.tensor(starts)[:, None], end_positions=torch.tensor(ends)[:, None])
+    columns = (torch.tensor(places, dtype=torch.int32)[:, None] for places in (starts, ends))
+    column = model(**batch, **dict(zip(("start_positions", "end_positions"), columns, strict=True)))
     assert_close(column.loss, expected)
     assert model(**batch, start_positions=torch.tensor(starts)).loss is None
 
@@ -331,6 +355,8 @@ def test_tuples():
     output = model(**batch, return_dict=False)
     assert isinstance(output, tuple) and len(output) == 2
     assert output[0].equal(model(**batch).start_logits) and output[0].is_contiguous()
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == model.config.num_hidden_layers + 1
 
 
 @pytest.mark.parametrize("head", HEADS)
