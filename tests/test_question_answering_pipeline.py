@@ -95,6 +95,25 @@ def test_an_answer_and_its_probability():
     assert result == {"score": pytest.approx(expected), "start": 34, "end": 40, "answer": "Berlin"}
 
 
+@torch.no_grad()
+def test_scores_are_those_of_the_model():
+    qa = make_pipeline(ElmoForQuestionAnswering)
+    output = qa.model(**qa.tokenizer(QUESTION, CONTEXT, return_tensors="pt"))
+    starts, ends = output.start_logits[0], output.end_logits[0]
+    words = slice(5 + 3, -1)  # those of the context
+    sums = (starts[words, None] + ends[words]).masked_fill(torch.ones(10, 10).tril(-1) == 1, -torch.inf)
+    total = starts[words].logsumexp(0) + ends[words].logsumexp(0)
+    result = qa(question=QUESTION, context=CONTEXT)
+    assert result["score"] == pytest.approx(float((sums.max() - total).exp()))
+    first, last = divmod(int(sums.argmax()), 10)
+    offsets = qa.tokenizer(CONTEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    assert (result["start"], result["end"]) == (offsets[first][0], offsets[last][1])
+    found = qa(question=QUESTION, context=CONTEXT, top_k=100, handle_impossible_answer=True)
+    nothing = starts[0] + ends[0]
+    (score,) = [one["score"] for one in found if one["answer"] == ""]
+    assert score == pytest.approx(float((nothing - torch.logaddexp(total, nothing)).exp()))
+
+
 def test_the_best_answers():
     results = make_pipeline()(question=QUESTION, context=CONTEXT, top_k=4)
     assert results[0]["answer"] == "Berlin" and len(results) == 4
@@ -133,18 +152,28 @@ def test_long_contexts_in_parts(batch_size, options, parts):
     assert results == whole or options != {"doc_stride": 9}  # spans across a border are lost without a stride
 
 
+def test_default_lengths():
+    qa, widths = make_pipeline(), []
+    qa.model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = qa(question=QUESTION, context="word " * 400, top_k=6000)
+    assert widths == [384, 5 + 4 + 400 - (384 - 5 - 4 - 128)]  # the second part shares 128 words with the first
+    assert max(len(one["answer"].split()) for one in found) == 15
+
+
 def test_parts_that_disagree():
     """A word that two parts share has its highest score, and no answer the score of the part that believes least in
     it, in whatever order the parts come."""
     parts = [
-        (["a", "b"], [[0, 1], [2, 3]], [0.0, 1.0, 3.0]),
-        (["b", "c"], [[2, 3], [4, 5]], [-1.0, 2.0, 0.5]),
-    ]  # words, where they stand, and the scores of no answer and of the words, as start and as end
+        (["a", "b"], [[0, 1], [2, 3]], [0.0, -2.5], [1.0, 3.0]),
+        (["b", "c"], [[2, 3], [4, 5]], [-1.0, -1.0], [2.0, 0.5]),
+    ]  # words, where they stand, the scores of no answer as start and as end, and those of the words as both
     outputs = []
-    for words, offsets, (null, *scores) in parts:
-        logits = torch.tensor([[null, -1e4, -1e4, -1e4, *scores, -1e4]])  # <S> q </S> <S> ... </S>
+    for words, offsets, nulls, scores in parts:  # <S> q </S> <S> ... </S>
+        starts, ends = (torch.tensor([[null, -1e4, -1e4, -1e4, *scores, -1e4]]) for null in nulls)
         window = Window(0, ["q"], words, np.array(offsets))
-        outputs.append({"starts": logits, "ends": logits.clone(), "window": window, "context": "a b c"})
+        outputs.append({"starts": starts, "ends": ends, "window": window, "context": "a b c"})
     total = 2 * torch.tensor([1.0, 3.0, 0.5]).logsumexp(0)
     for order in (outputs, outputs[::-1]):
         qa = make_pipeline()
@@ -152,8 +181,8 @@ def test_parts_that_disagree():
         assert best["answer"] == "b" and best["score"] == pytest.approx(float((6.0 - total).exp()))
         found = qa.postprocess(order, top_k=20, handle_impossible_answer=True)
         (nothing,) = [one["score"] for one in found if one["answer"] == ""]
-        everything = torch.logaddexp(total, torch.tensor(-2.0))
-        assert nothing == pytest.approx(float((-2.0 - everything).exp()))
+        everything = torch.logaddexp(total, torch.tensor(-2.5))
+        assert nothing == pytest.approx(float((-2.5 - everything).exp()))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -161,9 +190,11 @@ def test_many_questions(batch_size):
     qa = make_pipeline(batch_size=batch_size)
     contexts = [CONTEXT, "word " * 30 + "Berlin", "", "I live.", " \n "]
     answers = ["Berlin", "Berlin", "", "live", ""]
-    results = qa(question=[QUESTION] * 5, context=contexts, max_seq_len=20)
+    results = qa(question=(QUESTION,) * 5, context=tuple(contexts), max_seq_len=20)
+    assert qa(question=[QUESTION] * 5, context=contexts, max_seq_len=20) == results
     assert [one["answer"] for one in results] == answers
     assert [one["score"] for one in results][2] == 0
+    assert qa(question=QUESTION, context="", top_k=2) == results[2:3]
     examples = [{"question": QUESTION, "context": context} for context in contexts]
     assert qa(examples, max_seq_len=20) == results
     assert list(qa((example for example in examples), max_seq_len=20)) == results
@@ -217,11 +248,15 @@ def test_half_precision():
     [
         ({}, "give either question=... and context=..., or a dict with both"),
         ({"inputs": {"question": "?", "context": "x"}, "question": "?"}, "give either question"),
+        ({"inputs": {"question": "?", "context": "x"}, "context": "y"}, "give either question"),
+        ({"inputs": "?", "question": "?", "context": "x"}, "give either question"),
         ({"question": "?"}, "each example must be a dict with a text as 'question' and as 'context'"),
+        ({"inputs": {"context": "x"}}, "each example must be a dict"),
         ({"inputs": {"question": "?", "text": "x"}}, "each example must be a dict"),
         ({"inputs": "?"}, "each example must be a dict"),
         ({"inputs": ["?"]}, "each example must be a dict"),
         ({"question": ["?", "?"], "context": ["x"]}, "2 questions and 1 contexts"),
+        ({"question": ["?"], "context": ["x", "y"]}, "1 questions and 2 contexts"),
         ({"question": "?", "context": ["x", "y"]}, "one question and 2 contexts"),
         ({"question": "?", "context": "x", "top_k": 0}, "top_k must be 1 or more, not 0"),
         ({"question": "?", "context": "x", "max_answer_len": 0}, "max_answer_len must be 1 or more, not 0"),
