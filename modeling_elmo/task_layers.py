@@ -124,7 +124,7 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         expected = (len(used_layers(self.config)), self.config.hidden_size)
         if input_ids is not None or inputs_embeds is not None:
             raise ValueError("give either input_ids, inputs_embeds or hidden_states, and only one of them")
-        if hidden_states.dim() != 4 or hidden_states.shape[2:] != expected:
+        if hidden_states.shape[2:] != expected:
             raise ValueError(
                 f"hidden_states must be of shape (batch, words, layers, hidden_size) = (batch, words, {expected[0]}, "
                 f"{expected[1]}), not {tuple(hidden_states.shape)}"

@@ -85,7 +85,9 @@ def test_recurrent_layer_without_words():
     layer = BiRecurrent(4, 3, dropout=0.0)
     inputs, mask = torch.randn(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
     assert not layer(inputs, mask).any() and layer(inputs, mask).shape == (3, 6, 6)
-    assert layer(inputs[:0], mask[:0]).shape == (0, 6, 6) and layer(inputs[:, :0], mask[:, :0]).shape == (3, 0, 6)
+    for _ in range(2):
+        assert layer(inputs[:0], mask[:0]).shape == (0, 6, 6) and layer(inputs[:, :0], mask[:, :0]).shape == (3, 0, 6)
+        layer.forward_rnn.register_forward_hook(lambda *_: None)  # torch's own LSTM runs, as on a GPU
 
 
 def test_attention_is_a_weighted_sum_over_words_that_are_there():
@@ -171,12 +173,15 @@ def test_what_is_trained(freeze, tmp_path):
     """The biLM gets gradients if and only if it is not frozen; also after saving and loading."""
     model = make_classifier(freeze_bilm=freeze, feature_dropout=0.0)
     model.save_pretrained(tmp_path)
-    for trained in (model, ElmoForSequenceClassification.from_pretrained(tmp_path)):
+    loaded, _ = ElmoForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    for trained in (model, ElmoForSequenceClassification.from_pretrained(tmp_path), loaded):
         trained.train()
         assert trained.elmo.lstm.training is not freeze
         trained(**make_pairs(trained, [(3, 2), (2, 2)]), labels=torch.tensor([0, 2])).loss.backward()
         for name, parameter in trained.named_parameters():
             assert (parameter.grad is None) == (freeze and name.startswith("elmo.")), name
+        with torch.no_grad():
+            assert not trained.bilm_layers(**make_pairs(trained, [(3, 2)]))[0].requires_grad
 
 
 def test_an_unfrozen_part_of_a_frozen_bilm_is_trained():
@@ -251,12 +256,14 @@ def test_gradients_reach_the_characters_through_a_frozen_bilm():
 def test_hidden_states_are_checked():
     model = make_classifier()
     layers = torch.randn(2, 4, 3, 12)
-    with pytest.raises(ValueError, match="need an attention_mask"):
-        model(hidden_states=layers)
+    for mask in (None, torch.ones(2, 5)):
+        with pytest.raises(ValueError, match="need an attention_mask"):
+            model(hidden_states=layers, attention_mask=mask)
     with pytest.raises(ValueError, match=r"of shape \(batch, words, layers, hidden_size\) = \(batch, words, 3, 12\)"):
         model(hidden_states=layers[..., :6], attention_mask=torch.ones(2, 4))
-    with pytest.raises(ValueError, match="only one of them"):
-        model(hidden_states=layers, input_ids=torch.zeros(2, 4, 50))
+    for name, width in (("input_ids", 50), ("inputs_embeds", 6)):
+        with pytest.raises(ValueError, match="only one of them"):
+            model(hidden_states=layers, attention_mask=torch.ones(2, 4), **{name: torch.zeros(2, 4, width)})
     with pytest.raises(ValueError, match="attention_mask must be padded on the right, but row 1 has a 0 before a 1"):
         model(hidden_states=layers, attention_mask=torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]))
     with pytest.raises(ValueError, match="token_type_ids must be 0 for the first text of a pair and 1 for the second"):
@@ -385,6 +392,22 @@ def test_starts_from_a_pretrained_bilm(tmp_path):
     assert model.layer_weights() == {"features.scalar_mix": pytest.approx([1 / 3] * 3)}
 
 
+def test_a_new_head_has_initial_values(tmp_path):
+    """Those of Glorot and Bengio, orthogonal ones between an LSTM's steps, and its forget gates are open."""
+    ElmoModel(ElmoConfig(**TINY)).save_pretrained(tmp_path)
+    model = ElmoForSequenceClassification.from_pretrained(tmp_path, num_labels=2, head_dim=8)
+    for name, parameter in model.classifier.named_parameters():
+        if "weight_hh" in name:
+            for gate in parameter.split(8):
+                assert_close(gate @ gate.T, torch.eye(8))
+        elif parameter.dim() == 2:
+            spread = (2 / sum(parameter.shape)) ** 0.5
+            assert 0.7 * spread < parameter.std() < 1.3 * spread, name
+        else:
+            expected = [0.0] * 8 + [1.0] * 8 + [0.0] * 16 if "bias_ih" in name else [0.0] * len(parameter)
+            assert parameter.tolist() == expected, name
+
+
 def test_learns_which_of_two_texts_is_longer():
     """A task for which both texts must be read."""
     model = make_classifier(num_labels=2, feature_dropout=0.0, head_dropout=0.0).train()
@@ -480,3 +503,10 @@ def test_dropout_before_each_layer_of_the_head(head, times):
     model.classifier.dropout.register_forward_hook(lambda *_: calls.append(None))
     model(torch.full((1, 3, 50), 7))
     assert model.classifier.dropout.p == 0.3 and len(calls) == times
+
+
+def test_dropout_of_features_and_before_recurrent_layers():
+    features = make_classifier(feature_dropout=0.7, head_dropout=0.0).features.train()
+    assert 0.6 < (features(torch.ones(9, 9, 3, 12)) == 0).float().mean() < 0.8
+    layer, inputs, mask = BiRecurrent(4, 3, dropout=0.5), torch.randn(2, 5, 4), torch.ones(2, 5) == 1
+    assert (layer.train()(inputs, mask) - layer.eval()(inputs, mask)).abs().max() > 1e-3
