@@ -286,21 +286,28 @@ def test_loss_has_the_pull_towards_the_average_in_training_only():
     ("labels", "num_labels", "problem_type", "expected"),
     [
         (torch.tensor([0.5, 3.0]), 1, None, nn.functional.mse_loss),
+        (torch.tensor([[0.5], [3.0]]), 1, None, nn.functional.mse_loss),
         (torch.tensor([0, 1]), 3, None, nn.functional.cross_entropy),
+        (torch.tensor([-100, 1]), 3, None, nn.functional.cross_entropy),
         (torch.tensor([[0.0, 1, 1], [1, 0, 0]]), 3, None, nn.functional.binary_cross_entropy_with_logits),
         (torch.tensor([[0.5, 1], [2, 0]]), 2, "regression", nn.functional.mse_loss),
     ],
 )
 def test_loss_of_each_problem_type(labels, num_labels, problem_type, expected):
-    logits = torch.randn(2, num_labels)
-    loss = classification_loss(logits, labels, num_labels, problem_type or problem_type_of(labels, num_labels))
+    logits = torch.randn(2, num_labels).bfloat16().float()
+    problem_type = problem_type or problem_type_of(labels, num_labels)
+    loss = classification_loss(logits, labels, num_labels, problem_type)
     assert_close(loss, expected(logits.view(labels.shape) if num_labels == 1 else logits, labels))
+    others = (labels.double() if labels.is_floating_point() else labels.int()).view(2, -1)
+    again = classification_loss(logits.bfloat16(), others, num_labels, problem_type)
+    assert again.equal(loss), "in float32, whatever the types are, and also for columns"
 
 
-def test_labels_out_of_range_are_refused():
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_out_of_range_are_refused(label):
     model = make_classifier()
-    with pytest.raises(ValueError, match=r"between 0 and num_labels - 1 = 2, or -100 for none, but there is 3"):
-        model(**make_pairs(model, [(2, 2)]), labels=torch.tensor([3]))
+    with pytest.raises(ValueError, match=rf"between 0 and num_labels - 1 = 2, or -100 for none, but there is {label}"):
+        model(**make_pairs(model, [(2, 2)]), labels=torch.tensor([label]))
 
 
 def test_one_number_a_text_for_several_scores_is_refused():
