@@ -109,15 +109,20 @@ def test_destination(legacy, tmp_path, dst, monkeypatch):
     dst.mkdir()
     convert_from_allennlp(legacy, dst)  # an empty folder is as good as none
     assert_refused(legacy, dst, r"not empty.*--overwrite")
-    (dst / "char_vocab.json").touch()  # of another conversion
+    others = [dst / "char_vocab.json", dst / "model-00001-of-00002.safetensors"]
+    for file in others:  # of another conversion
+        file.touch()
     convert_from_allennlp(legacy, dst, overwrite=True)
-    assert not (dst / "char_vocab.json").exists()
+    assert not any(file.exists() for file in others)
     (dst / "thesis.tex").touch()
     assert_refused(legacy, dst, r"does not look like an earlier result \(it has thesis\.tex\)", overwrite=True)
     (dst / "thesis.tex").unlink()
 
     assert_refused(legacy, legacy, "holds what is to be converted", overwrite=True)
     assert_refused(legacy, tmp_path, "holds what is to be converted", overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.chdir(legacy)
+        assert_refused(legacy, Path("."), "holds what is to be converted", overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     assert_refused(legacy, tmp_path / "mine", "does not look like an earlier result", overwrite=True)

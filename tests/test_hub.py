@@ -150,7 +150,14 @@ def test_what_stays(hub, finished):
         "tracker/x.json",
     ]
     stays += ["test_predictions.tsv", "nbest_predictions.json", "null_odds.json"]
-    stays += ["train.csv", "secret.env", "id_rsa", "pytorch_model.bin", "sub/checkpoint-3/config.json", "sub/.hidden"]
+    stays += [
+        "train.csv",
+        "secret.env",
+        "id_rsa",
+        "pytorch_model.bin",
+        "sub/checkpoint-3/config.json",
+        "sub/.hidden.json",
+    ]
     goes = ["curve.png", "summary.txt", "1_Pooling/config.json", "README.md", "LICENSE", "LICENSE.weights"]
     goes += ["model.onnx", "model.onnx.data"]
     before = {file.name for file in finished.iterdir()}

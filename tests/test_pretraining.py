@@ -243,11 +243,14 @@ def test_a_checkpoint_is_a_model_with_its_tokenizer(run, folder, tmp_path):
     assert run(*flags(folder, tmp_path / "more", **others)) == 0
 
 
-def test_the_card_counts_the_parameters(run, folder, tmp_path):
-    assert run(*flags(folder, tmp_path / "out", max_steps=1)) == 0
+def test_the_card_counts_the_parameters(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert run(*flags(folder, ".", max_steps=1)) == 0
     number = ElmoForPreTraining.from_pretrained(tmp_path / "out").num_parameters()
     card = (tmp_path / "out/README.md").read_text()
     assert f"| parameters: all | {number:,} |" in card and "AutoModelForPreTraining" in card
+    assert "| parameters: LSTMs |" in card and "\n# out\n" in card, "the folder's name, though it was given as ."
 
 
 def test_names_that_are_not_utf_8_cost_no_training(run, folder, tmp_path):
@@ -578,6 +581,7 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_others(folder, tmp_path, r
     with pytest.raises(CheckpointError) as error:
         Pretrainer(parse_arguments(PretrainingArguments, flags(folder, output, resume_from_checkpoint=folder)))
     assert not list(output.iterdir())
+    (output / ".lock").touch()  # that a killed run left
     assert run(*flags(folder, output, max_steps=2)) == 0
     assert "is not a checkpoint" in str(error.value)
 

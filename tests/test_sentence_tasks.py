@@ -182,6 +182,15 @@ def test_labels_of_a_model_are_kept():
         prepare(only_test, TaskSpec())
 
 
+def test_ids_of_glue_have_the_names_that_the_hub_gives_them():
+    names = {task: spec.label_names[1] for task, spec in GLUE.items() if spec.label_names}
+    assert names == {
+        "cola": "acceptable", "sst2": "positive", "mrpc": "equivalent", "qqp": "duplicate", "mnli": "neutral",
+        "qnli": "not_entailment", "rte": "not_entailment", "wnli": "entailment",
+    }  # fmt: skip
+    assert GLUE["mnli"].label_names == ("entailment", "neutral", "contradiction")
+
+
 def test_glue_hides_labels_of_both_test_sets_of_mnli():
     rows = [{"premise": "a", "hypothesis": "b", "label": 0}]
     hidden = [{**rows[0], "label": -1}]
@@ -275,6 +284,7 @@ def test_scores_follow_their_definitions():
     assert scores["spearmanr"] == pytest.approx(1.0)
     assert scores["pearson"] == pytest.approx(np.corrcoef([1, 2, 10], [0, 1, 2])[0, 1])
     assert predictions_of(numbers.predictions).tolist() == [1, 2, 10]
+    assert predictions_of((logits, None)).tolist() == [1, 0, 1, 0, 1, 1]  # of a model that returns more
 
 
 @pytest.mark.parametrize("known", [None, ["equivalent", "not_equivalent"], ["other", "not_equivalent", "equivalent"]])
