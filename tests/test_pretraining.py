@@ -328,7 +328,10 @@ def test_only_a_run_is_overwritten(run, folder, tmp_path, capsys):
     assert (tmp_path / "thesis.tex").is_file()
 
 
-@pytest.mark.parametrize("left", ["checkpoint-500/trainer_state.json", "config.json", "README.md"])
+@pytest.mark.parametrize(
+    "left",
+    ["checkpoint-500/trainer_state.json", "config.json", "a.safetensors", "tokenizer.json", "vocab.txt", "README.md"],
+)
 def test_a_run_goes_on_in_folders_of_runs_only(run, folder, tmp_path, capsys, left):
     """`auto` is for jobs that are started again and again: one wrong name must cost nothing."""
     output = tmp_path / "out"
@@ -418,6 +421,7 @@ def test_a_data_set_may_hold_the_run(run, folder, tmp_path, capsys):
     argv = flags(folder, tmp_path / "set" / "run", save_steps=2)[2:]  # without --train_file
     argv += ["--dataset_name", tmp_path / "set"]
     assert run(*argv, "--max_steps", 2) == 0
+    (tmp_path / "set" / "run" / "log.jsonl").unlink()  # a checkpoint tells alike that this folder is a run's
     assert run(*argv, "--max_steps", 4, "--resume_from_checkpoint", "last") == 0
     assert "checkpoint-2 at step 2\n" in capsys.readouterr().out
 
