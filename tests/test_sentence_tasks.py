@@ -119,6 +119,7 @@ def test_labels_of_all_kinds():
     assert labels([1.0, 2.5], TaskSpec(is_regression=False)) == ([0, 1], ["1", "2.5"])
     assert labels(["2.7", "3.5", "other"], TaskSpec(is_regression=False)) == ([0, 1, 2], ["2.7", "3.5", "other"])
     assert labels(["2.7", "old", "other"]) == ([0, 1, 2], ["2.7", "old", "other"])
+    assert labels(["1", "2", "other"]) == ([0, 1, 2], ["1", "2", "other"])  # those are names, and no ids
     assert labels([1, 0], label=ClassLabel(names=["x", "y", "z"])) == ([1, 0], ["x", "y", "z"])
     rte = TaskSpec(label_names=GLUE["rte"].label_names)
     assert labels([1, 0], rte) == ([1, 0], ["entailment", "not_entailment"])
