@@ -25,6 +25,7 @@ from modeling_elmo.tagging import (
     mend_tags,
     read_dataset,
     read_file,
+    read_files,
     scorer,
     tags_of,
     to_dataset,
@@ -153,6 +154,9 @@ def test_files_of_columns_that_do_not_fit(tmp_path, content, columns, message):
 
 
 def test_test_data_may_be_without_tags(tmp_path):
+    for split in ("train", "validation"):
+        with pytest.raises(DataError, match="has no tags"):
+            read_files({split: write(tmp_path, "a.txt", "a\nb\n\nc")}, Columns())
     assert pairs(read_file(write(tmp_path, "a.txt", "a\nb\n\nc"), Columns(), needs_tags=False)) == [
         (["a", "b"], None), (["c"], None)
     ]  # fmt: skip
