@@ -33,7 +33,8 @@ from typing import Any
 import torch
 
 from modeling_elmo.arguments import ArgumentsError, flag
-from modeling_elmo.finetuning import ElmoTrainer, Task, config_with_head, labels_of, load_task_model
+from modeling_elmo.elmo_trainer import ElmoTrainer
+from modeling_elmo.finetuning import Task, config_with_head, labels_of, load_task_model
 from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import aligned, run_script
 from modeling_elmo.loading import load_config, load_tokenizer

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from modeling_elmo.finetuning import ElmoTrainer, Result, Task, check_output_dir, run_all, write_json
+from modeling_elmo.elmo_trainer import ElmoTrainer
+from modeling_elmo.finetuning import Result, Task, check_output_dir, run_all, write_json
 from modeling_elmo.finetuning_report import aligned, mean_and_deviation
 from modeling_elmo.loading import load_config
 from modeling_elmo.sentence_tasks import load_task

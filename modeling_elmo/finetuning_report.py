@@ -16,7 +16,8 @@ from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
 from .commands import one_line
-from .finetuning import SPEEDS, ElmoTrainer, Result, Task, check_output_dir, run_all, write_json
+from .elmo_trainer import ElmoTrainer
+from .finetuning import SPEEDS, Result, Task, check_output_dir, run_all, write_json
 from .finetuning_arguments import FinetuningArguments
 from .freed_memory import keep_freed_memory
 from .loading import LoadingError

@@ -28,7 +28,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoForSequenceClassification, ElmoModel
 from modeling_elmo.checkpoints import checkpoints_of
-from modeling_elmo.finetuning import config_with_head, find_checkpoint, write_json
+from modeling_elmo.elmo_trainer import find_checkpoint
+from modeling_elmo.finetuning import config_with_head, write_json
 from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.finetuning_report import confusion_table, mean_and_deviation
 from modeling_elmo.layer_cache import LayerCache
@@ -716,7 +717,7 @@ def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path, monkeypatch):
         assert run(num_train_epochs=epochs, overwrite_output_dir="true", **kept) == 0
         assert len(list((tmp_path / "out").glob("checkpoint-*"))) == epochs
     with monkeypatch.context() as patch:  # killed while one goes
-        patch.setattr("modeling_elmo.finetuning.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("modeling_elmo.elmo_trainer.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
         assert run(max_steps=1, overwrite_output_dir="true", **kept) == 130
     assert not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")), "else it would pass for whole"
     (tmp_path / "out" / "checkpoint-mine").mkdir()  # what is not of a run stays

@@ -29,7 +29,7 @@ from modeling_elmo import (
     ElmoForTokenClassification,
     ElmoTokenizer,
 )
-from modeling_elmo.finetuning import ElmoTrainer
+from modeling_elmo.elmo_trainer import ElmoTrainer
 from modeling_elmo.finetuning_arguments import FinetuningArguments
 from modeling_elmo.lstm import ElmoLstmLayer
 
