@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from modeling_elmo import processes
-from modeling_elmo.processes import any_process, on_all
+from modeling_elmo.arguments import ArgumentsError
+from modeling_elmo.processes import any_process, check_launch, on_all
 
 
 @pytest.mark.parametrize(("mine", "others", "expected"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)])
@@ -19,3 +20,17 @@ def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
     monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, ValueError("of another")])
     with pytest.raises(ValueError, match="of another"):
         on_all(lambda: "all went well here")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(1, []), (1, ["MASTER_ADDR", "RANK"]), (3, ["MASTER_ADDR"])], ids=["alone", "torchrun", "mpi"]
+)
+def test_a_launcher_that_starts_one_process_of_several_is_told(monkeypatch, number, told):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ArgumentsError, match="start several with torchrun"):
+        check_launch(SimpleNamespace(num_processes=1))
+    monkeypatch.delenv("MASTER_ADDR")
+    for name in told:
+        monkeypatch.setenv(name, "0")
+    check_launch(SimpleNamespace(num_processes=number))
