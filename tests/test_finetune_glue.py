@@ -720,9 +720,9 @@ def test_checkpoints_of_an_overwritten_run_are_gone(run, tmp_path, monkeypatch):
         patch.setattr("modeling_elmo.elmo_trainer.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
         assert run(max_steps=1, overwrite_output_dir="true", **kept) == 130
     assert not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json")), "else it would pass for whole"
-    (tmp_path / "out" / "checkpoint-mine").mkdir()  # what is not of a run stays
+    (tmp_path / "out" / "checkpoint-1-mine").mkdir()  # what is not of a run stays
     assert run(max_steps=1, overwrite_output_dir="true", **kept) == 0
-    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-mine"}
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-1-mine"}
 
 
 def test_a_head_that_does_not_fit_is_refused(run, data, tmp_path, capsys, caplog):
