@@ -24,6 +24,8 @@ from modeling_elmo.checkpoints import (
     CheckpointError,
     check,
     checkpoints_of,
+    compare_facts,
+    delete_old,
     load_checkpoint,
     read_facts,
     save_checkpoint,
@@ -545,6 +547,10 @@ def test_a_flipped_bit_in_the_state_of_a_checkpoint_is_told(run, folder, tmp_pat
     assert run(*flags(folder, output, resume_from_checkpoint=output / "checkpoint-4")) == 0
 
 
+def test_what_an_older_checkpoint_does_not_know_is_not_compared():
+    assert compare_facts(Path("checkpoint-4"), {"seed": 1}, {"seed": 1, "max_grad_norm": 2.0}, False) == set()
+
+
 def test_the_config_of_a_finished_folder_comes_last(run, folder, tmp_path, monkeypatch):
     """A folder of a run that is killed meanwhile cannot be loaded, whatever else it lacks."""
     names, replace = [], Path.replace
@@ -598,12 +604,30 @@ def test_a_checkpoint_has_no_loss_of_an_earlier_evaluation(run, folder, tmp_path
     assert judged == [False, True, False, True, True]
 
 
+def test_a_damaged_checkpoint_is_never_the_best(tmp_path):
+    for step, state in enumerate(['{"eval_loss": 2.0}', '{"eval_loss": 1.0', "", '{"eval_loss": 3.0}', "{}"]):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    delete_old(tmp_path, keep=1)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-0", "checkpoint-4"]
+
+
+def test_a_checkpoint_that_is_deleted_loses_its_name_first(tmp_path, monkeypatch):
+    """Else a run that is killed meanwhile would leave a half of one."""
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    monkeypatch.setattr("modeling_elmo.checkpoints.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        delete_old(tmp_path, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"unfinished-old-checkpoint-1", "checkpoint-2"}
+
+
 def test_a_checkpoint_lies_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     target, synced = tmp_path / "checkpoint-3", []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, target.exists())))
     save_checkpoint(
         Accelerator(cpu=True), tmp_path, 3, lambda folder: (folder / "config.json").touch(), {},
-        {"cell": torch.zeros(1, 2, 2, 3)}, Position.at_the_end(2), {}, keep=1,
+        {"cell": torch.zeros(1, 2, 4, 3)[:, :, ::2]}, Position.at_the_end(2), {}, keep=1,
     )  # fmt: skip
     assert set(synced[:-1]) == {(path.stat().st_ino, False) for path in (*target.iterdir(), target)}
     assert synced[-1] == (tmp_path.stat().st_ino, True)
