@@ -62,7 +62,8 @@ def save_checkpoint(
 ):
     """Write `checkpoint-<step>` in `folder`, and keep the last `keep` and the best one. Called by every process.
 
-    The files go into a folder of another name, which is renamed when the last one lies safely on disk.
+    The files go into a folder of another name, which is renamed when the last one lies safely on disk. Neither is
+    there yet: what a killed run left was cleared, and checkpoints behind the one that is taken up were given up.
 
     Args:
         write_model: writes the model into a folder; called by the main process.
@@ -90,12 +91,11 @@ def save_checkpoint(
         (unfinished / STATE_FILE).write_text(json.dumps({**state, "hash": _hash_of(state)}, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
-        _delete(target)
         unfinished.rename(target)
         _sync(folder)
 
     try:
-        on_main(lambda: _make_empty(unfinished))
+        on_main(unfinished.mkdir)
         on_all(write_mine)
         on_main(write_shared)
     except Exception as error:  # a full disk is an OSError here, a RuntimeError in torch, a SafetensorError there
@@ -116,17 +116,9 @@ def _hash_of(facts: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _make_empty(folder: Path):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 def _delete(checkpoint: Path):
     """Delete a checkpoint; whenever this is interrupted, there is a whole one or none of its name."""
-    if checkpoint.exists():
-        going = checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}")
-        shutil.rmtree(going, ignore_errors=True)
-        shutil.rmtree(checkpoint.rename(going))
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}")))
 
 
 def _sync(path: Path):
