@@ -99,6 +99,7 @@ def log_marginals(emissions: Tensor, mask: Tensor, steps: ChainSteps) -> Tensor:
     return torch.log_softmax(through.clamp(min=LOWEST), 2)
 
 
+@torch.compiler.disable  # it would unroll the words, anew for each length
 @torch.no_grad()
 def viterbi(emissions: Tensor, mask: Tensor, steps: ChainSteps) -> Tensor:
     """The chain with the highest score, (batch, words) int64, -100 at padding (Viterbi 1967)."""
@@ -138,6 +139,7 @@ def _chain_score(scores: Tensor, labels: Tensor, mask: Tensor, steps: ChainSteps
     return scores.gather(2, labels[..., None]).sum((1, 2)) + stepped.sum(1)
 
 
+@torch.compiler.disable  # it would unroll the words, anew for each length
 def _sum_messages(scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """For each word and label, the log-sum of all ways to go on from there to the end, its own score included.
 

@@ -661,9 +661,9 @@ def test_gradients_by_function_transforms(head):
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("head", ["encoder", "texts"])
+@pytest.mark.parametrize("head", ["encoder", "texts", "tags"])
 def test_compiled_for_texts_of_all_lengths(head):
-    """The compiler leaves the recurrence alone, whose steps it would unroll for each batch anew."""
+    """The compiler leaves the recurrence and chains alone, whose steps it would unroll for each batch anew."""
     model_class, changes = HEADS[head]
     model, graphs = make_model(cls=model_class, **changes), []
     torch.compiler.reset()
