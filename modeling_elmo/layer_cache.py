@@ -104,6 +104,7 @@ class LayerCache:
         """
         with FileLock(self.folder / "lock"):
             self._read_index()
+            del self.data  # it is mapped anew below, and Windows cuts off no file that is mapped
             window: dict[bytes, np.ndarray] = {}
             words = examples = 0
             # Delayed, it is never seen where all is there already, as in all processes but one.
