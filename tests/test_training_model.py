@@ -15,6 +15,7 @@ from modeling_elmo.training_model import (
     make_model,
     make_optimizer,
     make_schedule,
+    read_config,
     start_from_frequencies,
 )
 
@@ -95,6 +96,14 @@ def test_a_configuration_of_another_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
     with pytest.raises(ArgumentsError, match="that of another model, of type 'bert'"):
         make_model(arguments(config_name=str(tmp_path / "config.json")), 6)
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 3}')
+    assert read_config(arguments(config_name=str(tmp_path / "config.json")), 6).num_hidden_layers == 3
+
+
+def test_a_named_configuration_comes_before_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").write_text("{}")
+    assert read_config(arguments(config_name="small"), 6).lstm_dim < ElmoConfig().lstm_dim
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path):
         ({"word_embedding_dim": 4, "word_vocab_size": 20}, "spells by bytes only"),
         ({"cnn_filters": [], "word_vocab_size": 20}, "spells by bytes only"),
         ({"max_word_length": 49}, "max_word_length=49 and the tokenizer 50"),
+        ({"max_word_length": 51}, "max_word_length=51 and the tokenizer 50"),
     ],
 )
 def test_a_model_must_read_words_as_the_tokenizer_spells_them(tiny_config, changes, message):
@@ -123,6 +133,7 @@ def test_the_optimizer_has_what_the_arguments_say(tiny_config, optim, kind):
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
     if optim == "adamw":
         assert group["betas"] == (0.8, 0.95) and group["eps"] == 1e-5 and group["weight_decay"] == 0.03
+        assert group["fused"]
     else:
         assert group["eps"] == 0 and float(optimizer.state[group["params"][0]]["sum"].max()) == pytest.approx(0.7)
 
@@ -142,6 +153,11 @@ def test_muon_moves_the_matrices_of_lstms_and_word_encoder(tiny_config):
     words_only = ElmoConfig.from_dict({**tiny_config.to_dict(), "cnn_filters": [], "word_vocab_size": 9})
     _, muon = make_optimizer(arguments(optim="muon"), ElmoForPreTraining(words_only)).param_groups
     assert len(muon["params"]) == 6
+    unprojected = ElmoConfig.from_dict({**tiny_config.to_dict(), "use_cnn_projection": False, "projection_dim": 20})
+    _, muon = make_optimizer(arguments(optim="muon"), ElmoForPreTraining(unprojected)).param_groups
+    assert len(muon["params"]) == 6 + 2
+    for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        assert make_optimizer(arguments(optim="muon", mixed_precision=precision), model).muon_dtype is dtype
     with pytest.raises(ArgumentsError, match="fp16"):
         arguments(optim="muon", mixed_precision="fp16")
 
