@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .commands import command_parser, run_command
+from .evaluation_mode import evaluation_mode
 from .loading import load_encoder
 from .modeling_elmo import ElmoModel
 from .tokenization_elmo import ElmoTokenizer
@@ -61,10 +62,11 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
     layers = [f"hidden_states.{layer}" for layer in range(model.config.num_hidden_layers + 1)]
     mix = ["scalar_mix"] if model.scalar_mix is not None else []
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch, warnings.catch_warnings():
+    scratch_folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    with scratch_folder as scratch, warnings.catch_warnings(), evaluation_mode(model):
         warnings.simplefilter("ignore")  # on torch's own ways
         torch.onnx.export(
-            model.eval(),
+            model,
             (),
             Path(scratch, path.name),
             kwargs={**batch, "output_hidden_states": True},

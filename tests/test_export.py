@@ -125,7 +125,8 @@ def test_the_command_writes_a_file_that_onnxruntime_runs(folder, written, capsys
 
 def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(export, "LARGEST_FILE", 0)
+    weights = export.load_encoder(str(folder))[0].num_parameters()
+    monkeypatch.setattr(export, "LARGEST_FILE", 4 * weights - 1)
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--check"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elmo.onnx", "elmo.onnx.data"]
     assert "largest difference to torch" in capsys.readouterr().out
@@ -137,6 +138,15 @@ def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, ca
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["elmo.onnx"], "a small model has no such file"
+
+
+def test_a_model_in_training_is_exported_as_it_is_used_and_stays_in_training(tiny_config, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    modes = []
+    monkeypatch.setattr("torch.onnx.export", lambda model, *_, **__: modes.append(model.training))
+    model = make_model(tiny_config).train()
+    export.export_onnx(model, ElmoTokenizer(), tmp_path / "elmo.onnx")
+    assert modes == [False] and model.training
 
 
 @pytest.mark.parametrize(("package", "flags"), [("onnxscript", []), ("onnxruntime", ["--check"])])
