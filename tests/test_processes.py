@@ -1,12 +1,13 @@
 """Agreement between processes, where one of them has something else to tell than the others."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from modeling_elmo import processes
 from modeling_elmo.arguments import ArgumentsError
-from modeling_elmo.processes import any_process, check_launch, on_all
+from modeling_elmo.processes import any_process, check_launch, on_all, on_main
 
 
 @pytest.mark.parametrize(("mine", "others", "expected"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)])
@@ -17,9 +18,19 @@ def test_one_that_is_told_is_enough(mine, others, expected):
 
 
 def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
+    assert on_all(lambda: "all went well here") == "all went well here"
     monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, ValueError("of another")])
     with pytest.raises(ValueError, match="of another"):
         on_all(lambda: "all went well here")
+
+
+def test_an_error_of_the_main_process_reaches_the_others(monkeypatch):
+    assert on_main(lambda: "all went well") == "all went well"
+    sent = []
+    monkeypatch.setattr(processes, "broadcast_object_list", sent.extend)
+    with pytest.raises(ValueError, match="of the main one"):
+        on_main(Mock(side_effect=ValueError("of the main one")))
+    assert isinstance(sent[1], ValueError)
 
 
 @pytest.mark.parametrize(
