@@ -348,11 +348,14 @@ def test_checkpoints_that_were_not_finished_are_left_out(run, tmp_path, capsys):
     half = tmp_path / "half" / before.name
     half.mkdir(parents=True)
     (half / "config.json").touch()
-    other = half.with_name("checkpoint-1")
-    other.mkdir()
-    (other / "trainer_state.json").write_text("[]")
+    others = {"checkpoint-1": "[]", "checkpoint-2": 100_000 * "["}
+    for name, state in others.items():
+        half.with_name(name).mkdir()
+        (half.with_name(name) / "trainer_state.json").write_text(state)
     assert run(**flags, output_dir=tmp_path / "half") == 2
     assert run(**flags, output_dir=tmp_path / "half", resume_from_checkpoint="last") == 0
+    told = capsys.readouterr().err
+    assert all(f"{half.with_name(name)} was not written to its end" in told for name in (before.name, *others))
 
 
 def test_a_checkpoint_that_is_half_deleted_is_left_out(run, bilm, tmp_path, capsys):
@@ -362,15 +365,25 @@ def test_a_checkpoint_that_is_half_deleted_is_left_out(run, bilm, tmp_path, caps
     first, last = checkpoints_of(tmp_path / "out")
     args = FinetuningArguments(str(tmp_path / "out"), resume_from_checkpoint="last", model_name_or_path=str(bilm))
     assert find_checkpoint(args) == str(last)
+    other = Mock(output_dir=args.output_dir, resume_from_checkpoint="last", process_index=1)
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         content = (last / name).read_bytes()
         (last / name).unlink()
         assert find_checkpoint(args) == str(first)
         assert f"{last} was not written to its end, or is half deleted, and is left out" in capsys.readouterr().err
+        assert find_checkpoint(other) == str(first) and not capsys.readouterr().err, "told once"
         (last / name).write_bytes(content)
     for checkpoint in (first, last):
         (checkpoint / "scheduler.pt").unlink()
     assert find_checkpoint(args) == str(last) and not capsys.readouterr().err, "of another kind"
+
+
+def test_checkpoints_of_weights_alone_go_on(run, tmp_path):
+    flags = {"task_name": "pairs", "save_strategy": "steps", "save_steps": 1, "save_only_model": "true"}
+    flags |= {"do_eval": "false", "do_predict": "false"}
+    assert run(**flags, max_steps=1) == 0 and not (tmp_path / "out/checkpoint-1/optimizer.pt").exists()
+    assert run(**flags, max_steps=2, resume_from_checkpoint="last") == 0
+    assert [path.name for path in checkpoints_of(tmp_path / "out")][-1] == "checkpoint-2"
 
 
 def test_an_earlier_checkpoint_that_is_taken_up_gives_up_the_later_ones(run, tmp_path, monkeypatch):
