@@ -1,11 +1,13 @@
 """train.py, run as its users run it, on a few sentences."""
 
 import json
+import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -98,6 +100,49 @@ def test_the_evaluation_is_that_of_each_word_in_a_plain_loop(folder, tmp_path, r
     forward, backward = (sums / words).exp().tolist()
     assert values["eval_forward_perplexity"] == pytest.approx(forward, rel=1e-5)
     assert values["eval_backward_perplexity"] == pytest.approx(backward, rel=1e-5)
+
+
+@pytest.fixture
+def judged(tmp_path, tiny_config) -> tuple[ElmoForPreTraining, Corpus, TypeTable]:
+    """A model in training, and a text to judge it by."""
+    tokenizer = ElmoTokenizer().train_new_from_counts({f"w{i}": 1 for i in range(37)})
+    sentences = [[f"w{k * number % 37}" for k in range(1, number % 5 + 2)] for number in range(12)]
+    write_corpus(tmp_path, sentences, lambda words: [words], tokenizer, ReadingReport())
+    corpus = Corpus(tmp_path)
+    tiny_config.dropout = 0.5
+    return ElmoForPreTraining(tiny_config).train(), corpus, TypeTable(corpus, tokenizer)
+
+
+def test_processes_share_the_lanes_of_an_evaluation(judged):
+    model, corpus, _ = judged
+    losses, sums = [], []
+    with model.register_forward_hook(lambda *seen: losses.append(seen[-1].word_losses.sum((1, 2)))):
+        alone = evaluate(Accelerator(), *judged, 99, 3)
+    assert [alone["eval_forward_perplexity"], alone["eval_backward_perplexity"]] == pytest.approx(
+        (sum(losses) / corpus.num_predictions).exp().tolist(), rel=1e-5
+    )
+    for process in range(2):
+        accelerator = Mock(
+            process_index=process,
+            num_processes=2,
+            device="cpu",
+            autocast=Mock(side_effect=nullcontext),
+            reduce=lambda mine: sums.append(mine) or sum(sums),
+        )
+        shared = evaluate(accelerator, *judged, corpus.num_sentences, 3)  # as many lanes as there can be
+        assert accelerator.autocast.called
+    assert shared == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [math.nan, 800.0])
+@pytest.mark.parametrize("direction", [0, 1])
+def test_a_validation_loss_of_one_direction_that_is_no_number_is_told(judged, direction, loss):
+    def lose(*seen):
+        seen[-1].word_losses[direction] = loss
+
+    judged[0].register_forward_hook(lose)
+    with pytest.raises(FloatingPointError, match="the validation loss became"):
+        evaluate(Accelerator(), *judged, 5, 3)
 
 
 @pytest.mark.parametrize("optim", ["adagrad", "adamw", "muon"])
@@ -405,7 +450,14 @@ def test_what_shapes_the_training_is_kept_or_changed_on_request(run, folder, tmp
 
 
 @pytest.mark.parametrize(
-    "change", [{"config_overrides": "lstm_dim=16"}, {"optim": "adamw"}, {"vocab_size": 20}], ids=str
+    "change",
+    [
+        {"config_overrides": "lstm_dim=16"},
+        {"config_overrides": "initial_state=true"},
+        {"optim": "adamw"},
+        {"vocab_size": 20},
+    ],
+    ids=str,
 )
 def test_what_never_fits_is_told_at_once(run, folder, tmp_path, capsys, change):
     output = tmp_path / "out"
@@ -651,16 +703,18 @@ def test_seeds_differ_by_every_number():
 
 
 def test_the_trainer_draws_other_negatives_at_each_step_and_the_same_in_each_direction_never(folder, tmp_path):
-    draws = []
+    draws, seeds = [], []
     for seed in (0, 1):
         trainer = Pretrainer(parse_arguments(PretrainingArguments, flags(folder, tmp_path / str(seed), seed=seed)))
         trainer.start_log()
         trainer.model.register_forward_pre_hook(
             lambda _, args, kwargs: draws.append(kwargs["negatives"]), with_kwargs=True
         )
+        trainer.model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
         trainer.optimizer_step()
         trainer.optimizer_step()
     assert len({tuple(side.ids.tolist()) for draw in draws for side in draw}) == 2 * 4, "and with another seed others"
+    assert len(set(seeds)) == 4, "so does dropout"
 
 
 def test_the_loss_is_scaled_by_the_steps_of_a_window_and_gradients_are_clipped_as_asked(folder, tmp_path):
