@@ -118,9 +118,11 @@ def test_processes_share_the_lanes_of_an_evaluation(judged):
     losses, sums = [], []
     with model.register_forward_hook(lambda *seen: losses.append(seen[-1].word_losses.sum((1, 2)))):
         alone = evaluate(Accelerator(), *judged, 99, 3)
-    assert [alone["eval_forward_perplexity"], alone["eval_backward_perplexity"]] == pytest.approx(
-        (sum(losses) / corpus.num_predictions).exp().tolist(), rel=1e-5
-    )
+    forward, backward = (sum(losses) / corpus.num_predictions).tolist()
+    expected = {"eval_loss": (forward + backward) / 2, "eval_perplexity": math.exp((forward + backward) / 2)}
+    expected |= {"eval_forward_perplexity": math.exp(forward), "eval_backward_perplexity": math.exp(backward)}
+    assert {name: alone[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert alone["eval_forward_worst_lane"] > alone["eval_forward_perplexity"], "the mean is no worse than the worst"
     for process in range(2):
         accelerator = Mock(
             process_index=process,
