@@ -33,10 +33,9 @@ def c_library(name: str, source: str) -> ctypes.CDLL | None:
     """
     if os.environ.get("MODELING_ELMO_KERNELS") == "0":
         return None
-    asked = os.environ.get("CC", "").strip()
-    if os.name == "nt" and not asked:  # a cc is rare there, and GCC does not align vectors on the stack (its bug 54412)
+    asked = os.environ.get("CC", "").strip() or ("" if os.name == "nt" else "cc")
+    if not asked:  # on Windows a cc is rare, and GCC does not align vectors on the stack there (its bug 54412)
         return None
-    asked = asked or "cc"
     compiler = [asked] if shutil.which(asked) else asked.split()  # such as "ccache gcc"
     if shutil.which(compiler[0]) is None:
         warnings.warn("modeling_elmo: no C compiler (cc) was found, so the LSTM is slower than it can be", stacklevel=2)
