@@ -23,7 +23,6 @@ Processes that die are started again; without the variable the new ones may wait
 Then `AutoModel.from_pretrained("runs/news")` loads it. Every flag: `python train.py --help`.
 """
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +31,7 @@ from transformers.utils import logging
 
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
+from modeling_elmo.commands import is_first_process
 from modeling_elmo.freed_memory import keep_freed_memory
 from modeling_elmo.pretraining import Pretrainer
 from modeling_elmo.publish import PublishError, check_destination, publish
@@ -55,7 +55,7 @@ def main() -> int:
         told, code = str(error), 128 + error.signal_number if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:  # before there was anything to save
         told, code = "stopped", 128 + signal.SIGINT
-    if os.environ.get("RANK", "0") == "0":  # each process has the same
+    if is_first_process():  # each process has the same
         print(f"train.py: {told}", file=sys.stderr)
     return code
 

@@ -62,6 +62,11 @@ def _terminated_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of a launcher's processes, or the only one; known before anything is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def one_line(error: BaseException | str) -> str:
     """A message without line breaks."""
     return " ".join(str(error).split())

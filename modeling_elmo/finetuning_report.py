@@ -1,7 +1,6 @@
 """The scripts that fine-tune, from the command line to what it came to: a table of metrics over tasks and seeds, and a
 plot of the layers' weights."""
 
-import os
 import signal
 import statistics
 import sys
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
-from .commands import one_line
+from .commands import is_first_process, one_line
 from .elmo_trainer import ElmoTrainer
 from .finetuning import SPEEDS, Result, Task, check_output_dir, run_all, write_json
 from .finetuning_arguments import FinetuningArguments
@@ -162,6 +161,6 @@ def run_script(
         told, code = f"{one_line(explain(error))}; --resume_from_checkpoint last goes on", 2
     except KeyboardInterrupt:
         told, code = "stopped", 128 + signal.SIGINT
-    if os.environ.get("RANK", "0") == "0":  # each process has the same
+    if is_first_process():  # each process has the same
         print(f"{script}: {told}", file=sys.stderr)
     return code

@@ -20,7 +20,6 @@ for texts in memory.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .commands import command_parser, run_command, whole_file
+from .commands import command_parser, is_first_process, run_command, whole_file
 from .embed import batches, windows
 from .evaluation_mode import evaluation_mode
 from .freed_memory import keep_freed_memory
@@ -381,7 +380,7 @@ def run(arguments: argparse.Namespace):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is that of `run_command`. Of several processes the first does it all."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return 0
     arguments = parse_arguments(argv)
     keep_freed_memory()
