@@ -6,6 +6,7 @@
     python -m modeling_elmo.convert save_dir my-elmo             # bilm-tf's trainer, model.ckpt-*: with the softmax
     python -m modeling_elmo.convert elmo_3.tar.gz my-elmo        # TF-Hub: the archive or its folder
     python -m modeling_elmo.convert model.tar.gz my-elmo         # the ELMo of an AllenNLP model
+    python -m modeling_elmo.convert seqvec.zip seqvec --pre_tokenizer characters    # of proteins: a letter is a word
     python -m modeling_elmo.convert --to-allennlp my-elmo back   # options.json and weights.hdf5 again, bit for bit
 
 SRC is a folder, an archive or model.ckpt-*; DST becomes a folder for `AutoModel.from_pretrained`. The functions
@@ -41,6 +42,7 @@ from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
 from .model_card import converted_card, count_parameters, write_card
 from .modeling_elmo import ElmoModel
+from .penn_treebank import PRE_TOKENIZERS, pre_tokenizer_named
 from .publish import PublishError, check_destination, publish
 from .tf_hub_module import read_hub_module
 from .tokenization_elmo import ElmoTokenizer
@@ -54,6 +56,7 @@ def convert_from_allennlp(
     weights: str | Path | None = None,
     vocab: str | Path | None = None,
     token_embeddings: str | Path | None = None,
+    pre_tokenizer: str = "ptb",
     overwrite: bool = False,
     **card: str | None,
 ) -> LegacyElmo:
@@ -68,6 +71,8 @@ def convert_from_allennlp(
         vocab: the vocabulary, one word a line, plain or gzipped.
         token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
             vocabulary, which replaces the character CNN.
+        pre_tokenizer: how the tokenizer is to split raw text, which the files do not tell: `"ptb"`, `"whitespace"` or
+            `"characters"`.
         overwrite: replace `dst` if it holds an earlier result.
         card: what the model card is told: `repo_name` (default: that of `dst`), `language`, `license`.
 
@@ -82,20 +87,21 @@ def convert_from_allennlp(
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
             legacy = _read(files)
-            tokenizer = new_tokenizer(legacy)
+            tokenizer = new_tokenizer(legacy, pre_tokenizer)
         _save(legacy, tokenizer, folder)
         _write_card(legacy, [source, *legacy.files], folder, {"repo_name": Path(dst).resolve().name, **card})
     return legacy
 
 
 def convert_from_many_langs(
-    src: str | Path, dst: str | Path, *, overwrite: bool = False, **card: str | None
+    src: str | Path, dst: str | Path, *, pre_tokenizer: str = "ptb", overwrite: bool = False, **card: str | None
 ) -> ManyLangsElmo:
     """Convert a folder or a zip archive of ELMoForManyLangs to a folder for `from_pretrained`.
 
     Args:
         src: with `token_embedder.pkl`, `encoder.pkl`, `char.dic` and, if words have vectors of their own, `word.dic`.
         dst: the folder to write, as in `convert_from_allennlp`.
+        pre_tokenizer: as in `convert_from_allennlp`.
         overwrite: replace `dst` if it holds an earlier result.
         card: as in `convert_from_allennlp`.
 
@@ -108,7 +114,10 @@ def convert_from_many_langs(
     with _new_folder(Path(dst), [Path(src)], overwrite) as folder:
         elmo = read_many_langs(Path(src))
         tokenizer = ElmoTokenizer(
-            max_word_length=elmo.config.max_word_length, char_vocab=elmo.char_vocab, word_vocab=elmo.word_vocab
+            pre_tokenizer=pre_tokenizer,
+            max_word_length=elmo.config.max_word_length,
+            char_vocab=elmo.char_vocab,
+            word_vocab=elmo.word_vocab,
         )
         _save(elmo, tokenizer, folder)
         files = [Path(src), *(Path(src, name) for name in (*WEIGHTS, "char.dic", "word.dic"))]
@@ -161,12 +170,15 @@ def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], 
     write_card(folder, text)
 
 
-def new_tokenizer(legacy: LegacyElmo) -> ElmoTokenizer:
-    """The tokenizer of a legacy model; how it splits raw text is the default, since the files do not tell."""
-    config = legacy.config
+def new_tokenizer(legacy: LegacyElmo, pre_tokenizer: str = "ptb") -> ElmoTokenizer:
+    """The tokenizer of a legacy model, which splits raw text as is said."""
+    config, splitter = legacy.config, pre_tokenizer_named(pre_tokenizer)
     try:
         return ElmoTokenizer(
-            vocab=legacy.vocabulary, max_word_length=config.max_word_length, word_inputs=not config.cnn_filters
+            vocab=legacy.vocabulary,
+            pre_tokenizer=splitter,
+            max_word_length=config.max_word_length,
+            word_inputs=not config.cnn_filters,
         )
     except ValueError as error:
         way_out = "correct it or give another with --vocab" + (
@@ -259,8 +271,9 @@ FOR_THE_HUB = ("language", "license", "push", "private")
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("convert", __doc__)
     parser.usage = (
-        "%(prog)s [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN] [--license NAME]\n"
-        "    (SRC DST | --options FILE --weights FILE DST)\n%(prog)s [--overwrite] --to-allennlp SRC DST"
+        "%(prog)s [--pre_tokenizer NAME] [--overwrite] [--push ME/MY-ELMO [--private]] [--language EN]\n"
+        "    [--license NAME] (SRC DST | --options FILE --weights FILE DST)\n"
+        "%(prog)s [--overwrite] --to-allennlp SRC DST"
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a folder, an archive or model.ckpt-*, and the folder to write"
@@ -269,6 +282,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="FILE", help="HDF5 or model.ckpt-*, if SRC is not given or does not tell")
     parser.add_argument("--vocab", metavar="FILE", help="vocabulary, one word a line, if it is not vocab.txt in SRC")
     parser.add_argument("--token_embeddings", metavar="FILE", help="HDF5 word table that replaces the characters")
+    parser.add_argument(
+        "--pre_tokenizer",
+        choices=PRE_TOKENIZERS,
+        help="how raw text is to be split: as in the Penn Treebank (default), at white space, or into characters",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it holds an earlier result")
     parser.add_argument("--to-allennlp", action="store_true", help="convert a transformers folder to options and HDF5")
     parser.add_argument("--language", help="for the model card: the language, as 'en'")
@@ -276,7 +294,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--push", metavar="ME/MY-ELMO", help="upload the result to this repository of the Hub, too")
     parser.add_argument("--private", action="store_true", default=None, help="with --push: a new repository is private")
     arguments = parser.parse_args(argv)
-    if arguments.to_allennlp and any(getattr(arguments, name) for name in (*LegacyFiles._fields, *FOR_THE_HUB)):
+    of_from = (*LegacyFiles._fields, "pre_tokenizer", *FOR_THE_HUB)
+    if arguments.to_allennlp and any(getattr(arguments, name) for name in of_from):
         parser.error("--to-allennlp takes SRC and DST, and --overwrite")
     if arguments.push == "":
         parser.error("--push needs a name, such as me/my-elmo")
@@ -293,6 +312,7 @@ def run(arguments: argparse.Namespace):
     src, dst = [None, *arguments.paths][-2:]
     files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
     card = {"language": arguments.language, "license": arguments.license}
+    splits = {"pre_tokenizer": arguments.pre_tokenizer or "ptb"}
     if arguments.push:
         card["repo_name"] = check_destination(arguments.push)
     converted: LegacyElmo | ManyLangsElmo
@@ -302,9 +322,9 @@ def run(arguments: argparse.Namespace):
         if arguments.to_allennlp:
             converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
         elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
-            converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **card)
+            converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **splits, **card)
         else:
-            converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **card)
+            converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **splits, **card)
     print(summary(converted, src, dst, arguments.to_allennlp))
     if arguments.push:
         print(f"pushed {publish(dst, card['repo_name'], arguments.private)}")

@@ -1,7 +1,7 @@
 """How raw text is split into words: by default as in the Penn Treebank, on which published ELMos were trained."""
 
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import Split, WhitespaceSplit
+from tokenizers.pre_tokenizers import PreTokenizer, Split, WhitespaceSplit
 
 
 def penn_treebank_pattern() -> str:
@@ -44,4 +44,12 @@ def penn_treebank_pattern() -> str:
 PRE_TOKENIZERS = {
     "ptb": lambda: Split(Regex(penn_treebank_pattern()), behavior="removed", invert=True),
     "whitespace": WhitespaceSplit,
+    "characters": lambda: Split(Regex(r"\S"), behavior="removed", invert=True),
 }
+
+
+def pre_tokenizer_named(name: str) -> PreTokenizer:
+    """A new one; a `ValueError` for a name that is not in `PRE_TOKENIZERS`."""
+    if name not in PRE_TOKENIZERS:
+        raise ValueError(f"pre_tokenizer must be one of {', '.join(PRE_TOKENIZERS)}, not {name!r}")
+    return PRE_TOKENIZERS[name]()

@@ -16,7 +16,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType, is_torch_tensor, to_numpy
 
 from .char_rows import as_tensor, axes_and_leaf, is_per_word, look_up, padded
-from .penn_treebank import PRE_TOKENIZERS
+from .penn_treebank import pre_tokenizer_named
 from .rust_splitter import (
     as_examples,
     checked_text,
@@ -67,7 +67,8 @@ class ElmoTokenizer(TokenizersBackend):
         tokenizer_file: `tokenizer.json`, the Rust tokenizer.
         vocab: The words themselves, instead of `vocab_file`.
         pre_tokenizer: How raw text is split: `"ptb"` (Penn Treebank: do n't, it 's, punctuation apart), `"whitespace"`,
-            or any pre-tokenizer of the tokenizers library. Default: that of `tokenizer_file`, else `"ptb"`.
+            `"characters"` (each is a word, as in ELMos of proteins), or any pre-tokenizer of the tokenizers library.
+            Default: that of `tokenizer_file`, else `"ptb"`.
         max_word_length: Ids per word: at most `max_word_length - 2` bytes and the two word boundaries.
         word_inputs: For models without a character CNN: `input_ids` are (batch, words), the id in the language model's
             vocabulary + 1, with 0 for padding.
@@ -137,9 +138,7 @@ class ElmoTokenizer(TokenizersBackend):
                 f"{', '.join(SPECIAL_TOKENS)} from 0. Remove the file to start from a new one."
             )
         if isinstance(pre_tokenizer, str):
-            if pre_tokenizer not in PRE_TOKENIZERS:
-                raise ValueError(f"pre_tokenizer must be one of {', '.join(PRE_TOKENIZERS)}, not {pre_tokenizer!r}")
-            pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
+            pre_tokenizer = pre_tokenizer_named(pre_tokenizer)
         if pre_tokenizer is not None:
             self.backend_tokenizer.pre_tokenizer = pre_tokenizer
 

@@ -190,6 +190,24 @@ def test_main(legacy, tmp_path, dst, capsys):
         assert exit_.value.code == 2
 
 
+def test_how_raw_text_is_to_be_split(tmp_path, dst, capsys):
+    """SeqVec, an ELMo of proteins: its archive has a folder in it, and a letter is a word."""
+    (tmp_path / "zipped").mkdir()
+    write_legacy(tmp_path / "zipped" / "uniref50_v2", vocabulary=None)
+    source = shutil.make_archive(str(tmp_path / "seqvec"), "zip", tmp_path / "zipped")
+    assert main([source, str(dst), "--pre_tokenizer", "characters"]) == 0
+    model, tokenizer = loaded(dst)
+    batch = tokenizer("SEQWENCE", return_tensors="pt")
+    given = tokenizer(list("SEQWENCE"), is_split_into_words=True, return_tensors="pt")
+    assert batch.tokens()[1:-1] == list("SEQWENCE")
+    assert torch.equal(model(**batch).last_hidden_state, model(**given).last_hidden_state)
+    with pytest.raises(ValueError, match=r"^pre_tokenizer must be one of .*, not 'letters'$"):
+        convert_from_allennlp(source, tmp_path / "other", pre_tokenizer="letters")
+    with pytest.raises(SystemExit):
+        main(["--to-allennlp", str(dst), str(tmp_path / "back"), "--pre_tokenizer", "ptb"])
+    assert "--to-allennlp takes SRC and DST, and --overwrite" in capsys.readouterr().err
+
+
 # --- the numbers of other implementations ---
 
 

@@ -100,8 +100,9 @@ def test_all_layers_are_those_of_the_original_package(tmp_path, has_words, optio
 
 def test_words_with_a_number_in_the_dictionary_are_known_by_it(tmp_path):
     folder = write_model(tmp_path / "original")
-    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    assert main([str(folder), str(tmp_path / "ours"), "--pre_tokenizer", "characters"]) == 0
     tokenizer = ElmoTokenizer.from_pretrained(tmp_path / "ours")
+    assert tokenizer.tokenize("今天 Q") == ["今", "天", "Q"]
     last = tokenizer(["coffee", "a", "x" * 70, "<bos>", "tea"], is_split_into_words=True)["input_ids"]
     numbers = {word: number + 1 for number, word in enumerate(WORDS)}
     expected = ["<bos>", "coffee", "a", "x" * 46, "<oov>", "<oov>", "<eos>"]

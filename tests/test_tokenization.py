@@ -233,8 +233,20 @@ def test_whitespace_and_other_pre_tokenizers(tmp_path):
     assert ElmoTokenizer.from_pretrained(tmp_path, pre_tokenizer="ptb").tokenize("a b|c") == ["a", "b", "|", "c"]
     given = ElmoTokenizer(pre_tokenizer=pre_tokenizers.Whitespace())
     assert given.tokenize("a-b") == ["a", "-", "b"]
-    with pytest.raises(ValueError, match="ptb, whitespace"):
+    with pytest.raises(ValueError, match="ptb, whitespace, characters, not 'moses'"):
         ElmoTokenizer(pre_tokenizer="moses")
+
+
+def test_each_character_is_a_word(tmp_path):
+    ElmoTokenizer(pre_tokenizer="characters").save_pretrained(tmp_path)
+    tokenizer = ElmoTokenizer.from_pretrained(tmp_path)
+    for text in ("SEQWENCE", "\u4e0b\u96e8\u4e86\u3002", "-Xx*", "e\u0301\U0001d11e"):
+        assert tokenizer.tokenize(text) == tokenizer.split_words(text) == list(text)
+    wrapped = tokenizer(" SEQ\nWEN\tCE ", return_offsets_mapping=True)  # as in files of sequences
+    given = tokenizer(list("SEQWENCE"), is_split_into_words=True)
+    assert wrapped["input_ids"] == given["input_ids"]
+    assert wrapped["offset_mapping"][1:-1] == [(n, n + 1) for n in (1, 2, 3, 5, 6, 7, 9, 10)]
+    assert len(tokenizer.split_words("M" * (MAX_CHARACTERS + 1))) == MAX_CHARACTERS + 1
 
 
 def test_offsets_refer_to_the_raw_text(tokenizer):

@@ -71,6 +71,8 @@ def template(tmp_path_factory) -> Path:
     shutil.copytree(folder / "my-elmo", folder / "demo_output/model")
     convert_to_allennlp(folder / "my-elmo", folder / "legacy")
     shutil.make_archive(str(folder / "legacy"), "zip", folder / "legacy")
+    shutil.copy(folder / "legacy.zip", folder / "seqvec.zip")
+    (folder / "proteins.fasta").write_text(">P1 the first\nSEQWEN\nCE\n>P2\nmkv\n")
     shutil.copytree(ROOT / "tests" / "bilm_tf_checkpoint", folder / "save_dir")
     write_many_langs(folder / "zht.model")
     for name in ("train", "validation"):
