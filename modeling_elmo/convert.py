@@ -2,6 +2,7 @@
 
     python -m modeling_elmo.convert legacy my-elmo               # folder or zip: options.json, weights.hdf5, vocab.txt
     python -m modeling_elmo.convert --options options.json --weights weights.hdf5 my-elmo
+    python -m modeling_elmo.convert http://vectors.nlpl.eu/repository/20/144.zip my-elmo    # or by its address
     python -m modeling_elmo.convert zht.model my-elmo            # ELMoForManyLangs: its folder, or NLPL's zip
     python -m modeling_elmo.convert save_dir my-elmo             # bilm-tf's trainer, model.ckpt-*: with the softmax
     python -m modeling_elmo.convert elmo_3.tar.gz my-elmo        # TF-Hub: the archive or its folder
@@ -9,8 +10,9 @@
     python -m modeling_elmo.convert seqvec.zip seqvec --pre_tokenizer characters    # of proteins: a letter is a word
     python -m modeling_elmo.convert --to-allennlp my-elmo back   # options.json and weights.hdf5 again, bit for bit
 
-SRC is a folder, an archive or model.ckpt-*; DST becomes a folder for `AutoModel.from_pretrained`. The functions
-`convert_from_allennlp`, `convert_from_many_langs` and `convert_to_allennlp` do the same.
+SRC is a folder, an archive or model.ckpt-*; DST becomes a folder for `AutoModel.from_pretrained`. Archives and files
+may be addresses (http, https): they are fetched once, and kept in the cache. The functions `convert_from_allennlp`,
+`convert_from_many_langs` and `convert_to_allennlp` do the same.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from .allennlp_files import (
 from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
 from .commands import command_parser, new_folder, run_command
+from .downloads import fetched
 from .language_model import ElmoForPreTraining
 from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
@@ -62,6 +65,8 @@ def convert_from_allennlp(
 ) -> LegacyElmo:
     """Convert published weights to a folder for `from_pretrained`: config, safetensors, tokenizer and model card.
 
+    Files and archives may be addresses (http, https), from which they are fetched once.
+
     Args:
         src: a folder, an archive (zip, tar) or a TensorFlow checkpoint (`folder/model.ckpt-10`), or `None` if `options`
             and `weights` are given. Files given here win over those found in it.
@@ -82,8 +87,8 @@ def convert_from_allennlp(
     Raises:
         ConversionError: a source that cannot be converted, or a `dst` that is in the way.
     """
-    given = [Path(path) if path else None for path in (options, weights, vocab, token_embeddings)]
-    source = Path(src) if src else None
+    given = [fetched(path) if path else None for path in (options, weights, vocab, token_embeddings)]
+    source = fetched(src) if src else None
     with _new_folder(Path(dst), [source, *given], overwrite) as folder:
         with open_source(source, LegacyFiles(*given)) as files:
             legacy = _read(files)
@@ -111,8 +116,9 @@ def convert_from_many_langs(
     Raises:
         ConversionError: a source that cannot be converted, or a `dst` that is in the way.
     """
-    with _new_folder(Path(dst), [Path(src)], overwrite) as folder:
-        elmo = read_many_langs(Path(src))
+    source = fetched(src)
+    with _new_folder(Path(dst), [source], overwrite) as folder:
+        elmo = read_many_langs(source)
         tokenizer = ElmoTokenizer(
             pre_tokenizer=pre_tokenizer,
             max_word_length=elmo.config.max_word_length,
@@ -120,7 +126,7 @@ def convert_from_many_langs(
             word_vocab=elmo.word_vocab,
         )
         _save(elmo, tokenizer, folder)
-        files = [Path(src), *(Path(src, name) for name in (*WEIGHTS, "char.dic", "word.dic"))]
+        files = [source, *(source / name for name in (*WEIGHTS, "char.dic", "word.dic"))]
         _write_card(elmo, files, folder, {"repo_name": Path(dst).resolve().name, **card})
     return elmo
 
@@ -321,7 +327,7 @@ def run(arguments: argparse.Namespace):
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         if arguments.to_allennlp:
             converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
-        elif src is not None and not any(files.values()) and is_many_langs(Path(src)):
+        elif src is not None and not any(files.values()) and is_many_langs(fetched(src)):
             converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **splits, **card)
         else:
             converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **splits, **card)

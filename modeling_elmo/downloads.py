@@ -1,0 +1,51 @@
+"""Published weights fetched from their address, once."""
+
+import hashlib
+import re
+import shutil
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm.auto import tqdm
+
+from .allennlp_format import ConversionError
+from .c_library import user_cache
+from .commands import one_line, whole_file
+
+SECONDS = 60  # without a byte, after which an address is given up
+
+
+def fetched(source: str | Path) -> Path:
+    """A path as it is, or the file behind an address (http, https), which is kept in the cache under its own name.
+
+    Raises:
+        ConversionError: it cannot be fetched, or not to its end.
+    """
+    address = str(source)
+    if not re.match("https?://", address):
+        return Path(source)
+    folder = user_cache() / "downloads" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    try:
+        name = PurePosixPath(unquote(urlsplit(address).path)).name
+        path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".") or "download")
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(address, path)
+    except (OSError, HTTPException, ValueError) as error:  # the last for addresses that are none
+        raise ConversionError(f"{address} cannot be fetched: {one_line(error)}") from error
+    return path
+
+
+def _fetch(address: str, path: Path):
+    with urlopen(Request(address, headers={"User-Agent": "modeling_elmo"}), timeout=SECONDS) as response:
+        length = int(response.headers.get("Content-Length") or 0)
+        with whole_file(path) as scratch:
+            with (
+                scratch.open("wb") as file,
+                tqdm.wrapattr(file, "write", total=length or None, desc=path.name) as shown,
+            ):
+                shutil.copyfileobj(response, shown, 2**20)
+            if length and scratch.stat().st_size != length:
+                raise OSError(f"{scratch.stat().st_size:,} bytes came of {length:,}: try again")
