@@ -2,7 +2,7 @@
 
     python -m modeling_elmo.convert legacy my-elmo               # folder or zip: options.json, weights.hdf5, vocab.txt
     python -m modeling_elmo.convert --options options.json --weights weights.hdf5 my-elmo
-    python -m modeling_elmo.convert http://vectors.nlpl.eu/repository/20/144.zip my-elmo    # or by its address
+    python -m modeling_elmo.convert http://vectors.nlpl.eu/repository/11/149.zip my-elmo    # or by its address
     python -m modeling_elmo.convert zht.model my-elmo            # ELMoForManyLangs: its folder, or NLPL's zip
     python -m modeling_elmo.convert save_dir my-elmo             # bilm-tf's trainer, model.ckpt-*: with the softmax
     python -m modeling_elmo.convert elmo_3.tar.gz my-elmo        # TF-Hub: the archive or its folder
