@@ -29,6 +29,8 @@ CELLS_PER_BATCH = 256
 # Endings of files whose lines are no texts.
 NO_LINES = {".json", ".jsonl", ".csv", ".zip", ".tar", ".tgz", ".7z", ".rar", ".pdf"}
 NO_LINES |= {".doc", ".docx", ".odt", ".rtf", ".xls", ".xlsx"}
+# Of sequences of proteins or nucleotides. Not .fa, which Persian texts are called, too.
+FASTA = {".fasta", ".fas", ".faa", ".fna"}
 # Controls, but for the white space among them (tab to carriage return), separate words.
 CONTROLS = frozenset(map(chr, [*range(0x00, 0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)]))
 SPACES = tuple(space.encode() for space in " \t\v\f\r\u3000")
@@ -90,10 +92,10 @@ def read_lines(
     text_column: str | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Iterator[str]:
-    """Lines of text files and of the cells of .parquet files, without the line end.
+    """Lines of text files and of the cells of .parquet files, without the line end; of FASTA files the sequences.
 
     Args:
-        files: plain or compressed (.gz, .bz2, .xz, .zst, .zstd) text, or .parquet.
+        files: plain or compressed (.gz, .bz2, .xz, .zst, .zstd) text or FASTA (.fasta, .fas, .faa, .fna), or .parquet.
         report: counts the lines, and what had to be mended: not UTF-8, control characters, lines of more than
             `MAX_LINE_BYTES`, which are cut at white space.
         text_column: of .parquet files; by default their first column of text. Null is left out.
@@ -191,7 +193,8 @@ def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object
     Raises:
         DataError: something else than lines in UTF-8, by its name or its first bytes.
     """
-    if (ending := ending_of(name)) in NO_LINES:
+    ending = ending_of(name)
+    if ending in NO_LINES:
         raise DataError(
             f"{name} is a {ending}, not lines of text: write its texts into a text file; train.py also takes the "
             "folder of a table as --dataset_name, with --text_column_name"
@@ -201,13 +204,30 @@ def read_text(name: str, report: ReadingReport, on_bytes: Callable[[int], object
         content: Any = decompressed(file, name)
         stream = file if content is file else io.BufferedReader(content, BUFFER_BYTES)
         start = stream.peek(BUFFER_BYTES)[:4096]
-        for ending, signature in SIGNATURES.items():
+        for kind, signature in SIGNATURES.items():
             if re.match(signature, start):
-                way_out = f"call it {os.path.basename(name)}{ending}" if content is file else "unpack it"
-                raise DataError(f"the first bytes in {name} are those of a {ending} file, not of text: {way_out}")
+                way_out = f"call it {os.path.basename(name)}{kind}" if content is file else "unpack it"
+                raise DataError(f"the first bytes in {name} are those of a {kind} file, not of text: {way_out}")
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 8:
             raise DataError(f"{name} is no text in UTF-8 (UTF-16, perhaps): save it as UTF-8")
-        yield from decoded_lines(stream, report)
+        lines = decoded_lines(stream, report)
+        yield from sequences(lines, name) if ending in FASTA else lines
+
+
+def sequences(lines: Iterator[str], name: str) -> Iterator[str]:
+    """The sequence of each record of a FASTA file: what stands below a line that begins with ">", put together."""
+    record: list[str] | None = None
+    for line in lines:
+        if line.startswith(">"):
+            if record is not None:
+                yield "".join(record)
+            record = []
+        elif record is not None:
+            record.append(line.strip())
+        elif line.strip():
+            raise DataError(f"{name} does not begin with a line of FASTA ('>' and a name): call it .txt if it is text")
+    if record is not None:
+        yield "".join(record)
 
 
 def decoded_lines(stream: BinaryIO, report: ReadingReport) -> Iterator[str]:

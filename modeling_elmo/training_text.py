@@ -19,7 +19,17 @@ from .corpus import HELD_OUT, TRAIN, Corpus, cache_folder, key_of, open_or_write
 from .lanes import TypeTable
 from .processes import on_all, on_main
 from .sentences import split_sentences
-from .text_files import DataError, ReadingReport, content_hash, find_files, lines_of_dataset, read_lines, way_to_read
+from .text_files import (
+    FASTA,
+    DataError,
+    ReadingReport,
+    content_hash,
+    ending_of,
+    find_files,
+    lines_of_dataset,
+    read_lines,
+    way_to_read,
+)
 from .tokenization_elmo import ElmoTokenizer
 
 HOLD_OUT_EVERY = 50
@@ -139,7 +149,7 @@ def tokenised(args: PretrainingArguments, files: list[str], tokenizer: ElmoToken
         DataError: files or data sets that cannot be read.
     """
     words = json.loads(tokenizer.backend_tokenizer.to_str())
-    ways = [way_to_read(name) for name in files]
+    ways = [way_to_read(name) + (".fasta" if ending_of(name) in FASTA else "") for name in files]
     key = key_of(
         content=on_main(lambda: content_hash(files) if files else dataset_hash(args)),
         **({"read_as": ways} if any(ways) else {}),  # texts that were tokenised before are known, too

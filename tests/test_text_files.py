@@ -118,6 +118,17 @@ def test_compressed_files_read_as_plain_ones(tmp_path, suffix):
     assert read(write(tmp_path / f"none{suffix}", COMPRESS[suffix](b"")))[0] == []
 
 
+@pytest.mark.parametrize("name", ["a.fasta", "A.FAS.GZ", "a.faa", "a.fna.xz"])
+def test_fasta_files_are_read_a_sequence_a_record(tmp_path, name):
+    text = b"\n>P1 first\r\nSEQ\r\nWEN \nCE\n\n>P2\n>P3\nMK*"
+    pack = COMPRESS.get(Path(name.lower()).suffix, bytes)
+    assert read(write(tmp_path / name, pack(text)))[0] == ["SEQWENCE", "", "MK*"]
+    assert read(write(tmp_path / name, pack(b"")))[0] == []
+    with pytest.raises(DataError, match=rf"{name} does not begin with a line of FASTA .*: call it \.txt if"):
+        read(write(tmp_path / name, pack(b"A sentence .\n> quoted\n")))
+    assert read(write(tmp_path / "persian.fa", text))[0][:2] == ["", ">P1 first"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("text", [TEXT, b""], ids=["text", "empty"])
 def test_what_is_compressed_under_another_name_is_told(tmp_path, suffix, text):

@@ -195,6 +195,15 @@ def test_how_a_file_is_read_makes_another_folder(read, file, tmp_path, monkeypat
     assert sentences_of(right.train) == sentences_of(right.validation) != sentences_of(wrong.train)
 
 
+def test_sequences_of_fasta_files_are_another_text_than_their_lines(read, tmp_path):
+    lines = tmp_path / "proteins.txt"
+    lines.write_text(">P1\nS E Q\n W E N\n" * 60)
+    as_lines = read(lines, pre_tokenized=True)
+    as_records = read(lines.rename(tmp_path / "proteins.fasta"), pre_tokenized=True)
+    assert sentences_of(as_lines.train)[:2] == [[">P1"], ["S", "E", "Q"]]
+    assert sentences_of(as_records.train)[0] == ["S", "E", "QW", "E", "N"]
+
+
 def test_boundaries_of_files_are_boundaries_of_lines_and_of_the_key(read, tmp_path):
     for name, text in {"a": "x y", "b": "z\n" * 60, "c": "x yz\n", "d": "z\n" * 59}.items():
         (tmp_path / name).write_text(text)
