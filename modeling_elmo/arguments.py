@@ -222,6 +222,9 @@ class PretrainingArguments:
     eval_lanes: int = flag(16, "lanes in which the validation text is read; the perplexity depends a little on them")
     save_steps: int = flag(0, "steps between two checkpoints; 0: none, but when the run is told to stop")
     save_total_limit: int = flag(2, "checkpoints that are kept, beside the one with the lowest validation loss")
+    load_best_model_at_end: bool = flag(
+        False, "the finished model is the checkpoint with the lowest validation loss, not the last step's"
+    )
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..."}
     )
@@ -275,6 +278,12 @@ class PretrainingArguments:
             raise ArgumentsError("config_overrides cannot change the model that model_name_or_path names")
         if self.optim == "muon" and self.mixed_precision == "fp16":
             raise ArgumentsError("muon cannot skip steps whose gradients overflowed in fp16: take mixed_precision bf16")
+        are_judged = self.eval_steps > 0 < self.save_steps and self.save_steps % self.eval_steps == 0
+        if self.load_best_model_at_end and not are_judged:
+            raise ArgumentsError(
+                "load_best_model_at_end needs eval_steps, and save_steps that are a multiple of them, so that each "
+                f"checkpoint has a validation loss; they are {self.eval_steps} and {self.save_steps}"
+            )
         if self.report_to == ["none"]:  # as `Trainer` calls it
             self.report_to = []
         if self.new_vocabulary and (self.vocab_file or self.tokenizer_name):

@@ -147,16 +147,20 @@ def give_up_behind(folder: Path, step: int):
 
 def delete_old(folder: Path, keep: int):
     """Delete all checkpoints but the last `keep` and the one with the lowest `eval_loss`."""
-    *_, last = all_checkpoints = checkpoints_of(folder)
+    best = best_checkpoint(folder)
+    for old in checkpoints_of(folder)[:-keep]:
+        if old != best:
+            _delete(old)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest `eval_loss`; `None` where none has one."""
     losses = {}
-    for path in all_checkpoints:
+    for path in checkpoints_of(folder):
         with suppress(OSError, ValueError):  # a damaged one is never the best
             losses[path] = read_facts(path).get("eval_loss")
     judged = {path: loss for path, loss in losses.items() if loss is not None}
-    best = min(judged, key=lambda path: judged[path], default=last)
-    for old in all_checkpoints[:-keep]:
-        if old != best:
-            _delete(old)
+    return min(judged, key=lambda path: judged[path], default=None)
 
 
 def find_checkpoint(wanted: str, output_dir: Path) -> Path | None:

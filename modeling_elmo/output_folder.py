@@ -5,20 +5,22 @@ import glob
 import os
 import shutil
 from collections.abc import Iterable
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .arguments import ArgumentsError, PretrainingArguments
-from .checkpoints import UNFINISHED
+from .checkpoints import UNFINISHED, best_checkpoint, check
 from .commands import LOCK_FILE, unlock
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
 from .model_card import count_parameters, model_card, write_card
-from .reporting import plot_curve
+from .reporting import plot_curve, read_log
 from .tokenization_elmo import ElmoTokenizer
 from .training_text import Text
 
@@ -29,6 +31,8 @@ HALF_DONE = tuple(f"{UNFINISHED}{name}" for name in ("checkpoint-*", "old-checkp
 LEFT_BY_RUNS = (LOG_FILE, "checkpoint-*/stream.safetensors", "tracker", *HALF_DONE)
 # What a run that goes on, or begins where others have left such things, would delete or replace.
 REPLACED = ("checkpoint-*", "config.json", "*.safetensors*", "tokenizer*", "vocab.txt", "README.md")
+# Loss by which the last evaluation must be worse than the best one to be told: 2 % of the perplexity.
+WORSE = 0.02
 
 
 class OutputFolder:
@@ -132,6 +136,32 @@ def source_of(args: PretrainingArguments) -> str | list[str]:
     return [args.dataset_name] if Path(args.dataset_name).exists() else args.dataset_name
 
 
+def last_or_best(
+    folder: Path, weights: dict[str, Tensor], metrics: dict[str, float], takes_best: bool
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Weights and metrics of the last step or of the best checkpoint; a line is printed where these differ.
+
+    Raises:
+        CheckpointError: the best checkpoint is damaged.
+    """
+    evaluations = {line["step"]: line for line in read_log(folder / LOG_FILE)[1] if "step" in line}
+    best = best_checkpoint(folder)
+    if takes_best and best is not None:
+        step = check(best)["step"]
+        metrics = evaluations.get(step, metrics)
+        print(f"the finished model is that of step {step}: validation perplexity {exp(metrics['eval_loss']):.1f}")
+        return load_file(best / "model.safetensors"), metrics
+    lowest = min(evaluations.values(), key=lambda line: line["eval_loss"], default=metrics)
+    if metrics["eval_loss"] > lowest["eval_loss"] + WORSE:
+        kept = f" ({best.name})" if best and best.name == f"checkpoint-{lowest['step']}" else ""
+        print(
+            f"the validation perplexity was {exp(lowest['eval_loss']):.1f} at step {lowest['step']}{kept} and is "
+            f"{exp(metrics['eval_loss']):.1f} now: more dropout (--config_overrides dropout=0.3) or fewer passes "
+            "help, and --load_best_model_at_end true takes the best checkpoint"
+        )
+    return weights, metrics
+
+
 def write_finished_folder(
     folder: Path,
     config: ElmoConfig,
@@ -144,12 +174,15 @@ def write_finished_folder(
     """Write all that sharing needs into the output folder, each file whole or absent.
 
     Args:
+        weights: of the last step; with `args.load_best_model_at_end` those of the best checkpoint are written.
         facts: about the run, for the model card, beside the arguments that were changed.
         metrics: of the last evaluation.
 
     Raises:
         Exception: whatever writing raises, for instance because the disk is full; nothing unfinished is left.
     """
+    weights, metrics = last_or_best(folder, weights, metrics, args.load_best_model_at_end)
+    facts = {**facts, "steps": metrics.get("step", facts["steps"])}
     unfinished = folder / f"{UNFINISHED}model"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

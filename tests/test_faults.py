@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from training_runs import Forked, Torchrun, flags, forked, last_step, log_of, same_weights, timeless_log, wait_until
 
 from modeling_elmo import pretraining
@@ -373,7 +372,7 @@ def test_a_validation_loss_beyond_all_bounds_ends_the_run(folder, run, tmp_path,
 # --- the best one ----------------------------------------------------------------------------------------------------
 
 
-def test_the_best_checkpoint_stays_beside_the_last(folder, run, tmp_path, monkeypatch):
+def test_the_best_checkpoint_stays_beside_the_last(folder, run, tmp_path, monkeypatch, capsys):
     judgements = iter([3.0, 2.0, 2.5, 2.6])
     evaluate = pretraining.evaluate
     monkeypatch.setattr(pretraining, "evaluate", lambda *args: {**evaluate(*args), "eval_loss": next(judgements)})
@@ -381,4 +380,22 @@ def test_the_best_checkpoint_stays_beside_the_last(folder, run, tmp_path, monkey
     kept = checkpoints_of(tmp_path / "out")
     assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-8"]
     assert [json.loads((path / STATE_FILE).read_text())["eval_loss"] for path in kept] == [2.0, 2.6]
-    assert load_file(kept[0] / "model.safetensors")
+    assert same_weights(tmp_path / "out", kept[1]) and not same_weights(tmp_path / "out", kept[0])
+    told = capsys.readouterr().out
+    assert "perplexity was 7.4 at step 4 (checkpoint-4) and is 13.5 now: more dropout" in told
+
+
+def test_the_best_checkpoint_is_the_finished_model(folder, run, tmp_path, monkeypatch, capsys):
+    judgements = iter([3.0, 2.0, 2.5, 2.6])
+    evaluate = pretraining.evaluate
+    monkeypatch.setattr(pretraining, "evaluate", lambda *args: {**evaluate(*args), "eval_loss": next(judgements)})
+    options = {"load_best_model_at_end": True, "save_total_limit": 1, "eval_steps": 2}
+    assert run(*flags(folder, tmp_path / "out", save_steps=2, **options)) == 0
+    best, last = checkpoints_of(tmp_path / "out")
+    assert same_weights(tmp_path / "out", best) and not same_weights(tmp_path / "out", last)
+    (of_best,) = [line for line in log_of(tmp_path / "out") if line.get("eval_loss") == 2.0]
+    assert "the finished model is that of step 4: validation perplexity 7.4\n" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{of_best['eval_forward_perplexity']:.2f}" in card and "| `steps` | `4` |" in card
+    assert run(*flags(folder, tmp_path / "other", save_steps=3, **options)) == 2
+    assert "load_best_model_at_end needs eval_steps, and save_steps" in one_line_of(capsys.readouterr().err)
