@@ -248,8 +248,8 @@ class ElmoForPreTrainingOutput(ModelOutput):
         num_targets: (2,) int64, words predicted by each direction.
         word_losses: (2, batch, words) float32, forward and backward: at each word the loss of predicting the one read
             next, 0 where nothing is predicted. For scores of sentences.
-        hidden_states: with `output_hidden_states=True`, as in `ElmoModelOutput`.
         state: the LSTM state, to be passed on; `None` for pairs.
+        hidden_states: with `output_hidden_states=True`, as in `ElmoModelOutput`.
     """
 
     loss: Tensor | None = None
@@ -259,8 +259,8 @@ class ElmoForPreTrainingOutput(ModelOutput):
     backward_loss: Tensor | None = None
     num_targets: Tensor | None = None
     word_losses: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     state: ElmoState | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
     @property
     def forward_perplexity(self) -> float:
@@ -422,11 +422,11 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         else:
             both = unpack(top, packing, mask.shape)  # (batch, words, hidden_size)
             output.logits, output.backward_logits = (self.lm_head(side) for side in both.chunk(2, dim=-1))
+        output.state = None if is_pair else state
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             if lanes:
                 raise ValueError("lanes have no hidden_states: their two directions read different texts")
             output.hidden_states = tuple(unpack(layer, packing, mask.shape) for layer in layers)
-        output.state = None if is_pair else state
         return output
 
     def _targets(

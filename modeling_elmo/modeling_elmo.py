@@ -29,16 +29,16 @@ class ElmoModelOutput(ModelOutput):
         last_hidden_state: (batch, words, hidden_size), the top layer, forward and backward side by side; with
             `config.mix_last_hidden_state` the same as `scalar_mix`.
         scalar_mix: (batch, words, hidden_size), the weighted sum of all layers (equation 1): the ELMo vector.
-        hidden_states: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the above; the
-            first is the word vector twice, independent of context.
         state: the LSTM state behind each text, to be passed on as `state`. `None` for pairs.
+        hidden_states: with `output_hidden_states=True`, a tuple of `num_hidden_layers + 1` tensors like the first two;
+            its first is the word vector twice, independent of context.
         attentions: `None`; `EncoderDecoderModel` asks for them.
     """
 
     last_hidden_state: Tensor | None = None
     scalar_mix: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     state: ElmoState | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # behind the state, as other models have it: [-1] in flair
     attentions: None = None
 
 

@@ -374,6 +374,7 @@ def test_logits_without_labels():
     output = model(ids, mask, output_hidden_states=True)
     assert output.loss is None and output.logits.shape == output.backward_logits.shape == (2, 7, VOCAB)
     body = model.elmo(ids, mask, output_hidden_states=True)
+    assert output[-1] is output.hidden_states  # the state stands before them, as in transformers' own models
     for one, other in zip(output.hidden_states, body.hidden_states, strict=True):
         torch.testing.assert_close(one, other)
     ahead, behind = body.last_hidden_state.chunk(2, dim=-1)

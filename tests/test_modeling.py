@@ -339,7 +339,7 @@ def test_hidden_states_and_tuples():
     output = model(text[None], output_hidden_states=True)
     assert [layer.shape for layer in output.hidden_states] == [(1, 4, 12)] * 3
     assert torch.equal(output.hidden_states[0][..., :6], output.hidden_states[0][..., 6:])
-    last, mix, layers, state = model(text[None], output_hidden_states=True, return_dict=False)
+    last, mix, state, layers = model(text[None], output_hidden_states=True, return_dict=False)  # in transformers' order
     assert torch.equal(last, output.last_hidden_state) and torch.equal(mix, output.scalar_mix)
     assert len(layers) == 3 and isinstance(state, ElmoState)
     model.config.output_hidden_states = True
