@@ -1,6 +1,7 @@
 """Runs every block of code in README.md and docs/ as a reader would: page by page, in order, beside what they name.
 
-A block that needs what is not here has a comment in front: `<!-- not run: why -->`.
+A block that needs what is not here has a comment in front: `<!-- not run: why -->`. One that needs a package of no
+extra of ours has `<!-- needs: package -->`, and runs where that is installed.
 """
 
 import gzip
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -37,6 +39,8 @@ def blocks_of(page: Path) -> list[Block]:
     for match in BLOCK.finditer(text):
         comment = match["comment"] or ""
         why_not = comment.removeprefix("<!-- not run:").removesuffix("-->\n").strip() if "not run" in comment else None
+        if (needed := re.match(r"<!-- needs: (\w+) -->", comment)) and find_spec(needed[1]) is None:
+            why_not = f"there is no {needed[1]}"
         found.append(Block(text[: match.start()].count("\n") + 1, match["kind"], match["code"], why_not))
     return found
 
