@@ -16,7 +16,7 @@ from modeling_elmo import (
     ElmoModel,
 )
 from modeling_elmo.arguments import PretrainingArguments
-from modeling_elmo.model_card import converted_card, finetuned_card, model_card, table
+from modeling_elmo.model_card import converted_card, count_parameters, finetuned_card, model_card, table
 from modeling_elmo.output_folder import source_of
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
@@ -56,7 +56,7 @@ def test_metadata_as_the_hub_reads_it(tiny_config):
         ("perplexity", 62.0),
     ]
     assert data.eval_results[0].dataset_name == "news.txt (held out)"
-    assert data.eval_results[0].dataset_split == "validation"
+    assert data.eval_results[0].dataset_split == "validation" and data.metrics == ["perplexity"]
 
 
 def make_finetuned_card(config, **changes):
@@ -101,8 +101,11 @@ def test_metadata_leaves_out_what_is_not_known(tiny_config):
 def test_paths_of_the_machine_are_not_told(tiny_config, tmp_path):
     (tmp_path / "base").mkdir()
     recipe = {"model_name_or_path": str(tmp_path / "base"), "tokenizer_name": "me/tok", "data_cache_dir": "/home/me/c"}
+    recipe |= {"overwrite_output_dir": True, "resume_from_checkpoint": "/home/me/run", "dataset_name": "/home/me/text"}
+    recipe |= {"language": "en", "license": "mit", "push_to_hub": True, "hub_private_repo": True}
     text = make_card(tiny_config, recipe={**recipe, "train_file": ["/home/me/private/*.txt"]})
     assert str(tmp_path) not in text and "/home/me" not in text
+    assert re.findall(r"(?m)^\| `(.*?)` \|", text) == ["model_name_or_path", "tokenizer_name", "train_file"]
     assert "| `model_name_or_path` | `base` |" in text and "| `tokenizer_name` | `me/tok` |" in text
     assert "| `train_file` | `*.txt` |" in text
 
@@ -145,6 +148,43 @@ def test_what_the_card_tells(tiny_config):
     assert len(tables) == 4
     for rows in tables:
         assert len({line.count("|") for line in rows.splitlines()}) == 1
+
+
+def test_the_architecture_is_that_of_the_configuration(tiny_config):
+    tiny_config.lstm_dim, tiny_config.proj_clip = 1200, 2.5
+    card = make_card(tiny_config)
+    for row in (
+        "| characters | UTF-8 bytes, at most 48 a word, as vectors of 4 |",
+        "| highway layers | 1 |",
+        "| word vectors | 6 wide |",
+        "| 2 layers in each direction, 1,200 cells projected to 6; cells clipped to ±3, outputs clipped to ±2.5 |",
+        "| softmax | 40 words, shared by both directions |",
+    ):
+        assert row in card, row
+    assert "print(len(output.hidden_states))  # 3 layers" in card
+    tiny_config.vocab_size, tiny_config.char_padding_id = 3001, 7
+    tiny_config.word_vocab_size, tiny_config.word_embedding_dim = 5001, 5
+    card = make_card(tiny_config, parameters={})
+    assert "| characters | 3,000 known characters, at most 48 a word, as vectors of 4 |" in card
+    assert "| beside the filters | vectors of 5 for 5,000 words |" in card and "| softmax |" not in card
+
+
+def test_parameters_are_counted_by_part(tiny_config):
+    model = ElmoForPreTraining(tiny_config)
+    counts = count_parameters(model.state_dict())
+    assert counts["softmax"] == 40 * 6 + 40
+    assert counts["LSTMs"] == sum(parameter.numel() for parameter in model.elmo.lstm.parameters())
+    del counts["softmax"]
+    assert count_parameters(model.elmo.state_dict()) == counts and len(counts) == 2
+
+
+def test_the_code_names_the_model_as_it_is_found():
+    name_of = re.compile(r'name = "(.*)"  # (.*)\n')
+    config = ElmoConfig(lm_vocab_size=40)
+    assert name_of.findall(make_card(config)) == [("my-elmo", "this folder, or the id of its copy on the Hub")]
+    card = make_card(config, repo_name="me/my-elmo")
+    assert name_of.findall(card) == [("me/my-elmo", "its id on the Hub")]
+    assert ModelCard(card).data.model_name == "my-elmo"
 
 
 def test_model_without_characters_or_clipping():
