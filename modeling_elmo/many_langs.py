@@ -79,7 +79,7 @@ def read_many_langs(src: Path) -> ManyLangsElmo:
         config = _config(embedder, encoder, options, chars, words)
         _check_told(config, options["told"], src)
         state_dict = {**_word_encoder(embedder, config), **_lstm(encoder, config)}
-    except (LookupError, TypeError, RuntimeError) as error:  # tensors that are not there or of other dimensions
+    except (LookupError, RuntimeError) as error:  # tensors that are not there or of other dimensions
         raise ConversionError(f"{src}: its weights are not whole ({error}): get it again") from error
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
@@ -165,8 +165,8 @@ def _config(
 
     number = count_of(shapes, r"convolutions\.(\d+)\.weight")
     convolutions = [shapes[f"convolutions.{index}.weight"] for index in range(number)]
-    projection_dim, lstm_dim = shapes["forward_layer_0.state_projection.weight"]
     try:
+        projection_dim, lstm_dim = shapes["forward_layer_0.state_projection.weight"]
         DictionarySpelling(chars, words, options["token_embedder"]["max_characters_per_token"])
         return ElmoConfig(
             vocab_size=shapes["char_emb_layer.embedding.weight"][0] + 1,
@@ -220,7 +220,7 @@ def _word_encoder(embedder: Mapping[str, Tensor], config: ElmoConfig) -> dict[st
         # One matrix, the transform above the gate. Their gate says how much is carried, ours how much is transformed:
         # sigmoid(-x) = 1 - sigmoid(x).
         for kind in ("weight", "bias"):
-            transform, gate = embedder[f"highways._layers.{index}.{kind}"].chunk(2)
+            transform, gate = embedder[f"highways._layers.{index}.{kind}"].unflatten(0, (2, -1))
             found[f"highways.{index}.transform.{kind}"], found[f"highways.{index}.carry.{kind}"] = transform, -gate
     found["projection.weight"], found["projection.bias"] = embedder["projection.weight"], embedder["projection.bias"]
     return {f"word_encoder.{name}": tensor.contiguous() for name, tensor in found.items()}

@@ -93,8 +93,8 @@ def _scalar_mix(variables: Mapping[str, Variable], scope: str, layers: int) -> d
             weights, gamma = (checked_values(name, variables[scope + name]) for name in names)
             if weights.shape != (layers,) or gamma.size != 1:
                 raise ConversionError(
-                    f"{scope}{names[0]} has shape {weights.shape}, but there are {layers} layers to mix: these "
-                    "variables do not belong together"
+                    f"{scope}{names[0]} has shape {weights.shape} and {names[1]} {gamma.shape}, but there are {layers} "
+                    "layers to mix and one factor: these variables do not belong together"
                 )
             if np.ptp(weights) == 0 and gamma == 1:
                 return {}

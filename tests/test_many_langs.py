@@ -175,6 +175,9 @@ def damage(folder: Path, how: str):
         (folder / "word.dic").write_text("<oov>\t0\n<bos>\t1\n<eos>\t2\n<pad>\t3\n")
     elif how == "no_symbols":
         (folder / "char.dic").write_text("a\t0\nb\t1\n")
+    elif how == "another_character":
+        with (folder / "char.dic").open("a") as file:
+            file.write("Ω\t31\n")
     elif how == "no_numbers":
         (folder / "char.dic").write_text("a b\n")
     elif how == "latin_dictionary":
@@ -192,20 +195,34 @@ def damage(folder: Path, how: str):
         torch.save(
             {name: tensor for name, tensor in state.items() if "backward_layer_1" not in name}, folder / "encoder.pkl"
         )
-    elif how in ("lstm_embedder", "no_encoder", "more_layers"):
+    elif how in ("flat", "sides_differ"):
+        state = torch.load(folder / "encoder.pkl", weights_only=True)
+        name = {"flat": "forward_layer_0.state_projection", "sides_differ": "backward_layer_1.input_linearity"}[how]
+        state[f"{name}.weight"] = torch.zeros(3)
+        torch.save(state, folder / "encoder.pkl")
+    elif how in ("lstm_embedder", "lstm_encoder", "no_encoder", "more_layers"):
         options = json.loads((folder / "cnn.json").read_text())
         if how == "lstm_embedder":
             options["token_embedder"]["name"] = "lstm"
+        elif how == "lstm_encoder":
+            options["encoder"]["name"] = "lstm"
         elif how == "no_encoder":
             options["encoder"] = None
         else:
             options["encoder"]["n_layers"] = 3
         (folder / "cnn.json").write_text(json.dumps(options))
-    elif how in ("highway_missing", "bias_missing", "no_axis"):
+    elif how in ("highway_missing", "bias_missing", "no_axis", "no_characters", "no_projection", "half_a_highway"):
         state = torch.load(folder / "token_embedder.pkl", weights_only=True)
         if how == "no_axis":
             state["convolutions.0.weight"] = torch.tensor(1.0)
-        lost = {"highway_missing": "highways._layers.1.", "bias_missing": "projection.bias", "no_axis": "?"}[how]
+        elif how == "half_a_highway":
+            state["highways._layers.0.bias"] = torch.zeros(1)
+        lost = {
+            "highway_missing": "highways._layers.1.",
+            "bias_missing": "projection.bias",
+            "no_characters": "char_emb_layer.",
+            "no_projection": "projection.weight",
+        }.get(how, "?")
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(lost)}
         torch.save(kept, folder / "token_embedder.pkl")
     elif how == "truncated_as_of_old":
@@ -222,6 +239,7 @@ def damage(folder: Path, how: str):
         ("no_dictionary", "char.dic does not exist"),
         ("short_dictionary", "word.dic has 4 entries, but there are vectors for 9"),
         ("no_symbols", "char_vocab lacks <eow> <bow> <bos> <eos> <oov> <pad>"),
+        ("another_character", r"char\.dic has 32 entries, but there are vectors for 31"),
         ("no_numbers", "char.dic, line 1: 'a b' is no symbol with a number behind a tab"),
         ("latin_dictionary", "char.dic is not UTF-8"),
         ("long_number", "char.dic, line 1: .* is no symbol with a number behind a tab"),
@@ -230,11 +248,17 @@ def damage(folder: Path, how: str):
         ("-inf", "NaN or infinite"),
         ("layer_missing", "original: its weights are not whole .'backward_layer_1.input_linearity.weight'"),
         ("lstm_embedder", r"\('lstm', 'elmo'\) is no ELMo"),
+        ("lstm_encoder", r"\('cnn', 'lstm'\) is no ELMo"),
         ("no_encoder", "cnn.json: encoder must be an object, not None"),
         ("more_layers", "n_layers should be 3, but the weights say 2"),
         ("highway_missing", "n_highway should be 2, but the weights say 1"),
         ("bias_missing", "its weights are not whole"),
         ("no_axis", "no ELMo can be made of these files"),
+        ("no_characters", "has no characters, only a table of words"),
+        ("no_projection", r"the weights lack projection\.weight: they are not those of an ELMoForManyLangs model"),
+        ("half_a_highway", "its weights are not whole"),
+        ("flat", "no ELMo can be made of these files"),
+        ("sides_differ", "its weights are not whole"),
         ("truncated_as_of_old", "encoder.pkl is damaged, or holds something else than tensors"),
         ("code", "encoder.pkl is damaged, or holds something else than tensors"),
     ],
@@ -256,6 +280,7 @@ def test_without_its_hyperparameters_those_of_the_published_models_are_taken(tmp
     assert "those of the published models are taken" in capsys.readouterr().err
     config = ElmoModel.from_pretrained(tmp_path / "ours").config
     assert (config.cell_clip, config.proj_clip, config.max_word_length) == (3, 3, 50)
+    assert (config.cnn_activation, config.dropout) == ("relu", 0.1)
     assert (config.lstm_dim, config.projection_dim, config.forget_bias, config.word_vocab_size) == (11, 6, 0, 10)
 
 
@@ -279,6 +304,9 @@ def test_what_files_may_lack_or_have_more(tmp_path):
         read_many_langs(folder)
     (folder / "encoder.pkl").unlink()
     assert not is_many_langs(folder)
+    with zipfile.ZipFile(tmp_path / "half.zip", "w") as archive:
+        archive.write(folder / "token_embedder.pkl", "144/token_embedder.pkl")
+    assert not is_many_langs(tmp_path / "half.zip")
 
 
 def test_a_clip_of_0_is_none(tmp_path):

@@ -38,7 +38,7 @@ def variables_of(datasets: Mapping[str, np.ndarray], scope: str = "") -> dict[st
     return variables
 
 
-def mix(weights: list[float], gamma: float) -> dict[str, np.ndarray]:
+def mix(weights: list[float], gamma: float | list[float]) -> dict[str, np.ndarray]:
     """As google/elmo names it."""
     return {
         "aggregation/weights": np.array(weights, np.float32),
@@ -136,8 +136,12 @@ def test_options_and_vocabulary_win(tmp_path, dst, recwarn):
     assert (read.config.cnn_activation, read.config.cell_clip) == ("tanh", 1.5)
     assert ElmoTokenizer.from_pretrained(dst).lm_vocab == VOCABULARY
     assert not [warning for warning in recwarn if issubclass(warning.category, ConversionWarning)]
-    write_options(tmp_path, lstm__n_layers=3)
+    write_options(tmp_path, n_tokens_vocab=9)
     options = tmp_path / "options.json"
+    with pytest.warns(ConversionWarning, match="n_tokens_vocab is 9, but the vocabulary has 7 lines"):
+        read = convert_from_allennlp(module, dst, options=options, vocab=tmp_path / "vocab.txt", overwrite=True)
+    assert read.config.lm_vocab_size == 7
+    write_options(tmp_path, lstm__n_layers=3)
     assert_refused(module, tmp_path / "other", r"lstm\.n_layers is 3, but the tensors say 2", options=options)
 
 
@@ -147,7 +151,8 @@ def test_modules_that_are_refused(tmp_path, dst):
     modules: dict[str, tuple[dict[str, np.ndarray], str]] = {
         "bert": ({"bert/embeddings": np.ones((3, 2), np.float32)}, r"no ELMo: it lacks bilm/char_embed.* bert/embed"),
         "two": (variables | variables_of(random_datasets(OPTIONS), "other/"), r"several ELMos.*: , other/"),
-        "mix": (variables | mix([0, 1], 1), r"aggregation/weights has shape \(2,\), but there are 3 layers"),
+        "mix": (variables | mix([0, 1], 1), r"aggregation/weights has shape \(2,\) and .* but there are 3 layers"),
+        "factors": (variables | mix([0, 1, 2], [1, 2]), r"aggregation/scaling \(2,\), but there are .* one factor"),
         "characters": (variables | {"bilm/char_embed": np.ones((300, 4), np.float32)}, r"'char_embed' has 299 rows"),
         "part": ({n: v for n, v in variables.items() if "RNN_1" not in n}, r"one direction only"),
     }
