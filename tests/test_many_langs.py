@@ -319,13 +319,21 @@ def test_a_clip_of_0_is_none(tmp_path):
     assert config.cell_clip is None and config.proj_clip is None
 
 
-def test_a_zip_archive_of_another_version_is_told(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff", "zip file version 25.5"),
+        ("é".encode(), b"\xff\xff", "'utf-8' codec can't decode"),
+    ],
+)
+def test_damaged_directories_of_zip_archives_are_told(tmp_path, capsys, before, after, reason):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("encoder.pkl", b"")
+        archive.writestr("é.pkl", b"")
     content = (tmp_path / "x.zip").read_bytes()
-    (tmp_path / "x.zip").write_bytes(content.replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff"))
+    assert before in content
+    (tmp_path / "x.zip").write_bytes(content.replace(before, after))
     assert main([str(tmp_path / "x.zip"), str(tmp_path / "ours")]) == 2
-    assert "x.zip is damaged or encrypted (zip file version 25.5)" in capsys.readouterr().err
+    assert f"x.zip is damaged or encrypted ({reason}" in capsys.readouterr().err
 
 
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path, capsys):
