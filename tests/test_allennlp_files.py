@@ -49,12 +49,14 @@ def test_single_layer_as_the_trainer_dumps_it(tmp_path, dst):
     assert_bit_equal(read_hdf5(tmp_path / "back" / "weights.hdf5"), datasets)
 
 
-def test_token_embeddings_replace_the_characters(legacy, tmp_path, dst):
+def test_token_embeddings_replace_the_characters(legacy, tmp_path, dst, recwarn):
     table = np.random.default_rng(1).normal(size=(len(VOCABULARY), 5)).astype(np.float32)
     datasets = {name: data for name, data in random_datasets(OPTIONS).items() if name.startswith("RNN")}
     not_read = {name: np.zeros_like(data) for name, data in datasets.items()}
     write_hdf5(tmp_path / "table.hdf5", {"embedding": table, **not_read})
+    write_options(legacy, n_tokens_vocab=99)  # of the softmax, which had other words
     convert_from_allennlp(legacy, dst, token_embeddings=tmp_path / "table.hdf5")
+    assert not [warning for warning in recwarn if issubclass(warning.category, ConversionWarning)]
     datasets["embedding"] = table
     rows = np.array([0, 3, 4, 2, 6, 1])
     expected = elmo_layers(datasets, {"lstm": OPTIONS["lstm"]}, rows)
@@ -78,24 +80,28 @@ def test_bad_token_embeddings(legacy, tmp_path, dst):
         assert_refused(legacy, dst, message, token_embeddings=table)
 
 
-def test_token_embeddings_found_in_folder(legacy, dst):
-    """They count only where the options have no characters."""
+def test_token_embeddings_found_in_folder(legacy, tmp_path, dst):
+    """They count only where the options have no characters and no others are given."""
     write_hdf5(legacy / "table.hdf5", {"embedding": np.ones((len(VOCABULARY), 5), np.float32)})
     assert convert_from_allennlp(legacy, dst).config.cnn_filters
     write_options(legacy, char_cnn=ABSENT)
     read = convert_from_allennlp(legacy, dst, overwrite=True)
     assert not read.config.cnn_filters and read.files.token_embeddings == legacy / "table.hdf5"
+    given = Path(shutil.copy(legacy / "table.hdf5", tmp_path / "given.hdf5"))
+    assert convert_from_allennlp(legacy, dst, token_embeddings=given, overwrite=True).files.token_embeddings == given
 
 
 def test_other_names_and_places(legacy, tmp_path, dst):
     """Files are known by their content; those given win over those found."""
     folder = tmp_path / "renamed"
     folder.mkdir()
-    shutil.copy(legacy / "options.json", folder / "elmo_2x7_5_options.json")
+    options = (legacy / "options.json").read_text()
+    (folder / "elmo_2x7_5_options.json").write_text(options, encoding="utf-8-sig")
+    (folder / "vocab.of.others.txt").mkdir()
     shutil.copy(legacy / "weights.hdf5", folder / "model.h5")
     (folder / "meta.json").write_text("{}")
     write_hdf5(folder / "lm_embeddings_0.hdf5", {"0": np.zeros((2, 3, 5), np.float32)})
-    (folder / "words.gz").write_bytes(gzip.compress("\n".join([*VOCABULARY, "!!!MAXTERMID"]).encode()))
+    (folder / "words.gz").write_bytes(gzip.compress("\n".join([*VOCABULARY, "!!!MAXTERMID"]).encode("utf-8-sig")))
     expected = convert_from_allennlp(legacy, dst).state_dict
     sources: list[dict[str, Any]] = [
         {"src": folder},
@@ -127,13 +133,16 @@ def test_damaged_files(legacy, dst):
     for content, message in [
         (b'{"lstm": ', r"options\.json is no valid JSON"),
         (b"\xff\xfe", r"options\.json is no valid JSON"),
+        (100_000 * b"[", r"options\.json is no valid JSON"),
         (b"[1]", r"options\.json must hold a JSON object"),
         (b"{}", r"legacy has no options JSON for weights\.hdf5, .* Give it with --options\.$"),
     ]:
         (legacy / "options.json").write_bytes(content)
         assert_refused(legacy, dst, message)
-    for files in ({"options": legacy / "nothing"}, {"options": legacy / "options.json", "weights": legacy / "nothing"}):
-        assert_refused(None, dst, "does not exist|give --options and --weights", **files)
+    options, nothing = legacy / "options.json", legacy / "nothing"
+    assert_refused(None, dst, "give --options and --weights", options=options)
+    assert_refused(None, dst, "give --options and --weights", weights=legacy / "weights.hdf5")
+    assert_refused(None, dst, "nothing does not exist", options=options, weights=nothing)
 
 
 def test_values_of_other_files_are_not_taken(legacy, tmp_path, dst):
@@ -164,10 +173,20 @@ def test_values_that_were_never_written_are_no_zeros(legacy, dst, options):
         biases = file.create_dataset("CNN_proj/b_proj", (5,), np.float32, **options)
         if options:
             biases[:4] = 1.0
-    assert_refused(legacy, dst, "dataset 'CNN_proj/b_proj' lacks values that were never written")
+    assert_refused(legacy, dst, "^dataset 'CNN_proj/b_proj' lacks values that were never written")
     with h5py.File(legacy / "weights.hdf5", "r+") as file:
         file["CNN_proj/b_proj"][4:] = 1.0
-    convert_from_allennlp(legacy, dst)
+        file.create_dataset("none", (0, 5), np.float32)  # has all its values
+    with pytest.warns(ConversionWarning, match="left out: none"):
+        convert_from_allennlp(legacy, dst)
+
+
+@pytest.mark.parametrize("name", ["nothing", b"\xff"])
+def test_datasets_without_values_or_a_name(legacy, dst, name):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(legacy / "weights.hdf5", "r+") as file:
+        file[name] = h5py.Empty("f4") if name == "nothing" else np.zeros(3, np.float32)
+    assert_refused(legacy, dst, r"^\S+weights\.hdf5: the dataset b?'(nothing|\\xff)' has no name or no values")
 
 
 def test_a_small_file_is_no_large_model(legacy, dst):
@@ -202,6 +221,7 @@ def test_bad_vocabularies(legacy, dst, monkeypatch):
         (b"the\ncat\n", r"missing: <S> </S> <UNK>.*giving only --options and --weights"),
         (b"\xff\n", r"vocab\.txt cannot be read as a vocabulary in UTF-8"),
         (b"\x1f\x8b\x00", r"vocab\.txt cannot be read as a vocabulary"),
+        (gzip.compress(b"<S>", mtime=0)[:-4], r"vocab\.txt cannot be read as a vocabulary"),
         (gzip.compress(b"<S>", mtime=0)[:12] + b"\xff" * 20, r"vocab\.txt cannot be read as a vocabulary"),
     ]:
         (legacy / "vocab.txt").write_bytes(content)
@@ -211,8 +231,12 @@ def test_bad_vocabularies(legacy, dst, monkeypatch):
         (legacy / "vocab.txt").write_bytes(content)
         monkeypatch.setattr("modeling_elmo.allennlp_files.MAX_VOCABULARY", 49)
         assert_refused(legacy, dst, r"vocab\.txt has more than 49 bytes of text, too many for a vocabulary")
+        monkeypatch.setattr("modeling_elmo.allennlp_files.MAX_VOCABULARY", 50)
+        assert_refused(legacy, dst, "missing: <S> </S> <UNK>")
         monkeypatch.undo()
     words = changed(char_cnn=ABSENT)
+    write_legacy(legacy, words | {"n_tokens_vocab": 9}, random_datasets(words))
+    assert_refused(legacy, dst, r"word table has 7 rows, the vocabulary 7 lines .* n_tokens_vocab=9")
     write_legacy(legacy, words, vocabulary=VOCABULARY[:-1])
     assert_refused(legacy, dst, r"word table has 7 rows, the vocabulary 6 lines .* n_tokens_vocab=7")
     (legacy / "vocab.txt").unlink()
@@ -229,6 +253,9 @@ def test_bad_vocabularies(legacy, dst, monkeypatch):
         ({"model.ckpt-9.data-00000-of-00001": b"x"}, r"checkpoint that is not whole"),
         ({"saved_model.pb": b"", "tfhub_module.pb": b""}, r"SavedModel.*TF-Hub"),
         ({"config.json": b'{"model_type": "elmo"}', "model.safetensors": b""}, r"transformers folder.*--to-allennlp"),
+        ({"tokenizer_config.json": b"{}"}, r"transformers folder"),
+        ({"config.json": b"{}", "notes.txt": b""}, r"no weights of a known kind, only config\.json, notes\.txt$"),
+        ({"weights.th": b""}, r"pickled weights of no known kind \(weights\.th\)"),
         ({"pytorch_model.bin": b""}, r"pickled weights of no known kind \(pytorch_model\.bin\): AllenNLP's are"),
         ({"cc.de.300.bin": b"\xba\x16\x4f\x2f\x0c"}, r"fastText \(cc\.de\.300\.bin\).*no ELMo"),
         ({"wiki.de.vec": b"2 3\n"}, r"fastText \(wiki\.de\.vec\)"),
@@ -246,6 +273,12 @@ def test_folders_and_files_of_other_kinds(files, message, tmp_path, dst):
         assert_refused(zip_of(tmp_path / "source.zip", files), dst, rf"source\.zip .*{message}")
     if len(files) == 1 and "notes.txt" not in files:
         assert_refused(tmp_path / "source" / next(iter(files)), dst, message)
+
+
+def test_one_direction_that_reads_words(legacy, dst):
+    write_hdf5(legacy / "weights.hdf5", {"embedding": np.ones((7, 5)), "RNN/LSTMCell/W_0": np.ones((10, 28))})
+    write_options(legacy, char_cnn=ABSENT)
+    assert_refused(legacy, dst, "one direction only")
 
 
 def test_sources_of_other_kinds(legacy, tmp_path, dst):

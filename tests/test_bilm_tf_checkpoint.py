@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,11 @@ def test_it_equals_the_hdf5_file(form, tmp_path, dst):
     dump = tmp_path / "dump"
     dump.mkdir()
     write_hdf5(dump / "weights.hdf5", {n: data for n, data in from_variables(variables).items() if "softmax" not in n})
-    expected = convert_from_allennlp(tmp_path / "saved", tmp_path / "hdf5", weights=dump / "weights.hdf5").state_dict
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConversionWarning)
+        expected = convert_from_allennlp(
+            tmp_path / "saved", tmp_path / "hdf5", weights=dump / "weights.hdf5"
+        ).state_dict
     weight, bias = read.state_dict.pop("lm_head.weight"), read.state_dict.pop("lm_head.bias")
     torch.testing.assert_close(read.state_dict, expected, rtol=0, atol=0)
     np.testing.assert_array_equal(weight, variables["lm/embedding" if form == "words_shared" else "lm/softmax/W"])
@@ -99,7 +104,8 @@ def test_which_checkpoint_is_taken(saved, tmp_path, dst):
     for name in ("model.ckpt-3", "model.ckpt-3.index", "model.ckpt-3.data-00001-of-00002", "model.ckpt-3.meta"):
         assert read_files(saved / name, dst) == third
         assert (dst / "README.md").read_text().count("| `model.ckpt-3.data-00001-of-00002` |") == 1
-    assert read_files(saved, dst, weights=saved / "model.ckpt-3") == third
+    for source in (saved, saved / "model.ckpt-2"):
+        assert read_files(source, dst, weights=saved / "model.ckpt-3") == third
     given = {"options": saved / "options.json", "vocab": saved / "vocab.txt", "weights": saved / "model.ckpt-3"}
     assert read_files(None, dst, **given) == third
 
@@ -131,6 +137,9 @@ def test_in_archives(saved, dst):
 def test_vocabularies(saved, dst):
     (saved / "vocab.txt").rename(saved / "vocab-2016-09-10.txt")
     assert read_files(saved, dst)[-1] == "vocab-2016-09-10.txt"
+    shutil.copy(saved / "vocab-2016-09-10.txt", saved / "vocab.txt")
+    assert read_files(saved, dst)[-1] == "vocab.txt"
+    (saved / "vocab.txt").unlink()
     (saved / "vocab.other.txt").write_text("".join(f"{word}\n" for word in VOCABULARY[:-1]), encoding="utf-8")
     other = saved.with_name("other")
     assert_refused(saved, other, r"several vocabularies: vocab-2016-09-10\.txt, vocab\.other\.txt.*--vocab")
