@@ -23,9 +23,8 @@ from .commands import command_parser, run_command
 # What models are made of; everything else may be somebody's own.
 TAKEN = [*("*.py", "*.json", "*.safetensors", "*.txt", "*.md", "*.png", "*.onnx", "*.onnx.data"), "LICENSE*"]
 LEFT_OUT = [
-    *("checkpoint-*", "*/checkpoint-*", "unfinished-*", "_*", ".*", "*/.*", "*.tmp"),
-    *("*.pt", "*.pkl", "training_args.bin"),  # pickles
-    *("log.jsonl", "trainer_state.json", "runs/*", "tracker/*", "*.tfevents.*"),
+    *("checkpoint-*", "*/checkpoint-*", "unfinished-*", "_*", ".*", "*/.*"),
+    *("trainer_state.json", "runs/*", "tracker/*"),
     *("*predictions.*", "*null_odds.json"),  # they may quote texts of others
 ]
 

@@ -125,9 +125,9 @@ def test_objects_push_themselves(hub, finished):
     assert files == {file.name: file.read_bytes() for file in finished.iterdir()} and set(files) > REMOTE_FILES
 
 
-def test_a_folder_without_weights_is_no_model(hub, finished, capsys):
-    for file in finished.glob("*.safetensors"):
-        file.unlink()
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folder_without_weights_or_config_is_no_model(hub, finished, capsys, name):
+    (finished / name).unlink()
     assert publish([str(finished), "me/empty"]) == 2
     assert "needs a config.json and weights" in capsys.readouterr().err and "me/empty" not in hub.repositories
 
@@ -137,8 +137,9 @@ def test_what_stays(hub, finished):
     stays = [
         "checkpoint-10/model.safetensors",
         "unfinished-model/config.json",
-        "_layer_cache/a/layers.bin",
+        "_layer_cache/a/layers.json",
         ".lock",
+        ".cache/a.json",
         "x.json.tmp",
     ]
     stays += [
@@ -147,6 +148,7 @@ def test_what_stays(hub, finished):
         "log.jsonl",
         "trainer_state.json",
         "runs/a/b.tfevents.1",
+        "runs/a/flags.json",
         "tracker/x.json",
     ]
     stays += ["test_predictions.tsv", "nbest_predictions.json", "null_odds.json"]
@@ -198,6 +200,9 @@ def test_a_version_takes_the_place_of_another(hub, finished, tmp_path):
     other = save_pretrained(ElmoForPreTraining.from_pretrained(finished), tmp_path / "other")
     ElmoForPreTraining.from_pretrained(finished).save_pretrained(other, max_shard_size="4KB")
     (other / "vocab.txt").write_text("<S>\n</S>\n<UNK>\n")
+    for name in ("char_vocab.json", "word_vocab.json"):
+        (other / name).write_text("{}")
+    (finished / "tokenizer.json").unlink()
     (finished / "note.md").write_text("kept")
     for folder in (finished, other, finished):
         assert publish([str(folder), "me/mine"]) == 0
