@@ -242,7 +242,7 @@ def read_transformers(src: Path) -> LegacyElmo:
 
 # What conversions leave in a folder, both ways.
 WRITTEN = (
-    *("*.py", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*.json", "vocab.txt"),
+    *("*.py", "config.json", "model*.safetensors*", "tokenizer*.json", "vocab.txt"),
     *("*_vocab.json", "special_tokens_map.json", "README.md", "options.json", "weights.hdf5", "__pycache__"),
 )
 
@@ -307,7 +307,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--push needs a name, such as me/my-elmo")
     if arguments.private and not arguments.push:
         parser.error("--private goes with --push")
-    complete = bool(arguments.options and arguments.weights) and not arguments.to_allennlp
+    complete = arguments.options and arguments.weights
     if len(arguments.paths) > 2 or (len(arguments.paths) < 2 and not complete):
         parser.error("give SRC and DST, or --options, --weights and DST")
     return arguments

@@ -44,9 +44,11 @@ def save(folder: Path, options: dict[str, Any], variables: dict[str, np.ndarray]
     return folder
 
 
-def test_what_tensorflow_wrote(dst, tmp_path):
+def test_what_tensorflow_wrote(dst, tmp_path, capsys):
     """Its layers are those of the plain NumPy model, and its softmax has the words of the vocabulary."""
     assert main([str(WRITTEN), str(dst)]) == 0
+    told = capsys.readouterr().out
+    assert ", a softmax of 7 words among them" in told and "import ElmoForPreTraining, ElmoTokenizer" in told
     variables, rows = values(OPTIONS), character_rows(["the", "cat", "日本"], 50)
     datasets = {name: data for name, data in from_variables(variables).items() if "softmax" not in name}
     model = ElmoForPreTraining.from_pretrained(dst).double().eval()

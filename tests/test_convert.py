@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from legacy_files import (
+    ABSENT,
     OPTIONS,
     VOCABULARY,
     assert_bit_equal,
     assert_refused,
+    changed,
     random_datasets,
     read_hdf5,
     write_legacy,
@@ -27,7 +29,7 @@ from training_runs import forked
 
 from modeling_elmo import ElmoConfig, ElmoForPreTraining, ElmoModel
 from modeling_elmo.allennlp_files import LegacyFiles, read_allennlp
-from modeling_elmo.allennlp_format import ConversionError
+from modeling_elmo.allennlp_format import ConversionError, ConversionWarning
 from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp, main
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
 
@@ -91,6 +93,7 @@ def test_transformers_folders_that_the_format_cannot_hold(tmp_path, tiny_config,
     ElmoModel(ElmoConfig(**tiny_config.to_diff_dict() | {"vocab_size": 300})).save_pretrained(tmp_path / "characters")
     with pytest.raises(ConversionError, match="vocab_size is 300"):
         convert_to_allennlp(tmp_path / "characters", dst)
+    torch.save(model.state_dict(), tmp_path / "mask" / "pytorch_model.bin")  # no pickle is read in place of it
     (tmp_path / "mask" / "model.safetensors").unlink()
     with pytest.raises(ConversionError, match=r"mask has no ELMo model: .*model\.safetensors"):
         convert_to_allennlp(tmp_path / "mask", dst)
@@ -123,9 +126,13 @@ def test_destination(legacy, tmp_path, dst, monkeypatch):
     with monkeypatch.context() as patch:
         patch.chdir(legacy)
         assert_refused(legacy, Path("."), "holds what is to be converted", overwrite=True)
+    given = {"options": legacy / "options.json", "weights": legacy / "weights.hdf5"}
+    assert_refused(None, legacy, "holds what is to be converted", overwrite=True, **given)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     assert_refused(legacy, tmp_path / "mine", "does not look like an earlier result", overwrite=True)
+    (tmp_path / "mine" / "thesis.tex").rename(tmp_path / "mine" / "thesis.py")
+    assert_refused(legacy, tmp_path / "mine", r"\(it has neither config\.json nor options\.json\)", overwrite=True)
     (tmp_path / "file").touch()
     assert_refused(legacy, tmp_path / "file", "exists")
 
@@ -183,11 +190,36 @@ def test_main(legacy, tmp_path, dst, capsys):
     (tmp_path / "file").touch()
     assert main([str(legacy), str(tmp_path / "file" / "dst")]) == 2  # a folder inside a file
     assert capsys.readouterr().err.startswith("error: ")
-    wrong = [[str(legacy)], [], ["--options", options, str(dst)], ["a", "b", "c"], ["--to-allennlp", str(dst)]]
-    for arguments in [*wrong, ["--to-allennlp", str(dst), "x", "--vocab", "y"]]:
+    assert main(["--to-allennlp", "--overwrite", str(dst), str(tmp_path / "back")]) == 0
+    back, new = ["--to-allennlp", str(dst), str(tmp_path / "new")], [str(legacy), str(tmp_path / "new")]
+    capsys.readouterr()
+    for arguments, message in [
+        *((wrong, "give SRC and DST") for wrong in ([str(legacy)], ["--options", options, str(dst)], ["a", "b", "c"])),
+        (["--to-allennlp", str(dst)], "give SRC and DST"),
+        ([], "the following arguments are required"),
+        *(([*back, flag, "y"], "--to-allennlp takes SRC and DST") for flag in ("--vocab", "--license", "--push")),
+        ([*new, "--push", ""], "--push needs a name"),
+        ([*new, "--private"], "--private goes with --push"),
+    ]:
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
-        assert exit_.value.code == 2
+        assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_table_of_words_is_summed_up_and_named(tmp_path, monkeypatch, capsys):
+    """By the folder's name, also where one stands in it."""
+    source = write_legacy(tmp_path / "legacy", changed(char_cnn=ABSENT))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(source), "."]) == 0
+    told = capsys.readouterr().out
+    assert "model  a table of 7 words, 2 x 7 LSTM cells per direction, projected to 5: 1," in told
+    assert "import ElmoModel, ElmoTokenizer" in told and "# here\n" in (tmp_path / "here" / "README.md").read_text()
+    assert main(["--to-allennlp", str(tmp_path / "here"), str(tmp_path / "back")]) == 0
+    assert "here (transformers)\n" in capsys.readouterr().out
+    (source / "vocab.txt").write_text("the\n" * 7)
+    with pytest.warns(ConversionWarning, match="later line"):
+        assert_refused(source, tmp_path / "new", r"missing: .* another with --vocab$")
 
 
 def test_how_raw_text_is_to_be_split(tmp_path, dst, capsys):

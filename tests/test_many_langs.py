@@ -78,10 +78,12 @@ def embeddings_of(folder: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("has_words", "options"), [(True, {}), (False, {"activation": "tanh"}), (True, {"n_highway": 0})]
 )
-def test_all_layers_are_those_of_the_original_package(tmp_path, has_words, options):
+def test_all_layers_are_those_of_the_original_package(tmp_path, capsys, has_words, options):
     folder = write_model(tmp_path / "original", has_words, **options)
     expected = embeddings_of(folder)
-    assert main([str(folder), str(tmp_path / "ours")]) == 0
+    assert main([str(folder), str(tmp_path / "ours"), "--license", "mit"]) == 0
+    told = capsys.readouterr().out
+    assert ("31 characters, 15 character filters" in told) and (", vectors of 9 words" in told) == has_words
     model, tokenizer = ElmoModel.from_pretrained(tmp_path / "ours"), ElmoTokenizer.from_pretrained(tmp_path / "ours")
     batch = tokenizer(SENTENCES, is_split_into_words=True, padding=True, return_tensors="pt")
     assert batch["input_ids"].shape[2] == model.config.row_length == 48 + has_words
@@ -94,7 +96,7 @@ def test_all_layers_are_those_of_the_original_package(tmp_path, has_words, optio
         np.testing.assert_allclose(ours, expected[row], rtol=0, atol=5e-6)  # values reach 8
         assert np.abs(expected[row]).max() > 0.3
     card = (tmp_path / "ours" / "README.md").read_text()
-    assert "Files of ELMoForManyLangs" in card and "K18-2005" in card
+    assert "Files of ELMoForManyLangs" in card and "K18-2005" in card and "license: mit" in card
     assert ("`word.dic`" in card) == has_words and "`encoder.pkl`" in card
 
 
@@ -132,6 +134,7 @@ def test_it_is_a_model_like_others(tmp_path):
     with pytest.raises(ConversionError, match="has 2 models in it: unpack it and convert one of them"):
         read_many_langs(tmp_path / "two.zip")
     assert main([str(tmp_path / "144.zip"), str(tmp_path / "ours")]) == 0
+    assert "| `144.zip` |" in (tmp_path / "ours" / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
     model = ElmoForSequenceClassification.from_pretrained(tmp_path / "ours", num_labels=2, head_dim=4).eval()
     pair = tokenizer("天氣 coffee", "ein Wort", return_tensors="pt")
@@ -211,10 +214,20 @@ def damage(folder: Path, how: str):
         else:
             options["encoder"]["n_layers"] = 3
         (folder / "cnn.json").write_text(json.dumps(options))
-    elif how in ("highway_missing", "bias_missing", "no_axis", "no_characters", "no_projection", "half_a_highway"):
+    elif how in (
+        "highway_missing",
+        "bias_missing",
+        "no_axis",
+        "no_characters",
+        "no_projection",
+        "half_a_highway",
+        "long_bias",
+    ):
         state = torch.load(folder / "token_embedder.pkl", weights_only=True)
         if how == "no_axis":
             state["convolutions.0.weight"] = torch.tensor(1.0)
+        elif how == "long_bias":
+            state["convolutions.0.bias"] = torch.zeros(99)
         elif how == "half_a_highway":
             state["highways._layers.0.bias"] = torch.zeros(1)
         lost = {
@@ -256,6 +269,7 @@ def damage(folder: Path, how: str):
         ("no_axis", "no ELMo can be made of these files"),
         ("no_characters", "has no characters, only a table of words"),
         ("no_projection", r"the weights lack projection\.weight: they are not those of an ELMoForManyLangs model"),
+        ("long_bias", "the weights contradict each other: size mismatch for word_encoder.convolutions.0.bias"),
         ("half_a_highway", "its weights are not whole"),
         ("flat", "no ELMo can be made of these files"),
         ("sides_differ", "its weights are not whole"),
@@ -307,6 +321,16 @@ def test_what_files_may_lack_or_have_more(tmp_path):
     with zipfile.ZipFile(tmp_path / "half.zip", "w") as archive:
         archive.write(folder / "token_embedder.pkl", "144/token_embedder.pkl")
     assert not is_many_langs(tmp_path / "half.zip")
+
+
+def test_its_own_folder_is_not_replaced_and_no_other_files_are_taken(tmp_path, capsys):
+    folder = write_model(tmp_path / "original")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["--overwrite", str(folder), str(folder)]) == 2
+    assert "holds what is to be converted" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert main([str(folder), str(tmp_path / "ours"), "--vocab", str(folder / "word.dic")]) == 2
+    assert "and no other files" in capsys.readouterr().err
 
 
 def test_a_clip_of_0_is_none(tmp_path):
