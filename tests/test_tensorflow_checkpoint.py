@@ -48,9 +48,20 @@ def test_tables_of_other_forms(tmp_path, options):
         np.testing.assert_array_equal(variable[()], expected[name])
 
 
-def test_a_variable_of_another_kind_than_numbers_stands_in_the_index(tmp_path):
-    (tmp_path / "x.index").write_bytes(table(HEADER | {b"x": ENTRY + field(1, 7)}))  # a string
-    assert read_checkpoint(tmp_path / "x.index")["x"].dtype == object
+@pytest.mark.parametrize(("number", "dtype"), [(3, np.int32), (19, np.float16), (7, object)])
+def test_kinds_of_values(tmp_path, number, dtype):
+    """A string, 7, stands in the index too. Fields that nobody knows are passed over."""
+    fields = field(1, number) + varint(99 << 3 | 1) + bytes(8) + varint(98 << 3 | 5) + bytes(4)
+    (tmp_path / "x.index").write_bytes(table(HEADER | {b"x": ENTRY + fields}))
+    assert read_checkpoint(tmp_path / "x.index")["x"].dtype == dtype
+
+
+@pytest.mark.parametrize("offset", [2**40, 2**63])
+def test_places_that_no_file_has(tmp_path, offset):
+    (tmp_path / "x.index").write_bytes(table(HEADER | {b"x": ENTRY + field(4, offset)}))
+    (tmp_path / "x.data-00000-of-00001").write_bytes(bytes(8))
+    with pytest.raises(ConversionError, match=f"is cut off: x ends at byte {offset + 4}, the file at 8"):
+        read_checkpoint(tmp_path / "x.index")["x"][()]
 
 
 def test_damaged_bytes_of_an_index_are_found(tmp_path):
@@ -92,9 +103,9 @@ def test_damaged_data_files(tmp_path):
         variable[()]
 
 
-def bomb() -> bytes:
-    """A table whose only block says that it unpacks to more than is allowed."""
-    block = varint(MAX_INDEX_SIZE + 1) + b"\0" * 10 + b"\1"
+def with_block(block: bytes, compression: int = 0) -> bytes:
+    """A table of one block, whose checksum is right."""
+    block += bytes([compression])
     data = block + masked_crc(block)
     footer = varint(0) + varint(0) + varint(0) + varint(len(block) - 1)
     return data + footer.ljust(40, b"\0") + table({})[-8:]
@@ -115,7 +126,13 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "shard": (table(HEADER | {b"x": ENTRY + field(3, 1)}), "x is in data file 1 of 1"),
     "no_utf8": (table(HEADER | {b"\xff": ENTRY}), "utf-8"),
     "order": (table(HEADER | {b"b": ENTRY, b"a": ENTRY}), "not in order"),
-    "bomb": (bomb(), "unpacks to 67108865 bytes"),
+    "bomb": (with_block(varint(MAX_INDEX_SIZE + 1) + bytes(10), 1), "unpacks to 67108865 bytes"),
+    "no_snappy": (with_block(varint(5) + b"\xff" * 5, 1), "cannot be read as the index of a checkpoint .*snappy"),
+    "compression": (with_block(bytes(8), 2), "unknown compression 2"),
+    "places": (with_block((9).to_bytes(4, "little")), "a block is cut off"),
+    "shared_key": (with_block(bytes([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])), "a block is cut off"),
+    "long_value": (with_block(bytes([0, 0, 99, 0, 0, 0, 0])), "a block is cut off"),
+    "no_footer": (table({})[-20:], "does not end as one"),
     "large": (bytes(MAX_INDEX_SIZE + 1), "too many for the index"),
 }
 
