@@ -584,6 +584,13 @@ def test_bad_vocabulary_files_are_named(tmp_path, content, message):
     assert "words.txt" in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[1]", b'{"a": 1.0}', b'{"a": true}'])
+def test_bad_dictionaries_are_named(tmp_path, content):
+    (tmp_path / "chars.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"chars\.json is no JSON object of words and their numbers"):
+        ElmoTokenizer(char_vocab_file=tmp_path / "chars.json")
+
+
 @pytest.mark.parametrize(
     ("texts", "max_length", "truncation"), [(["a b c d e f"], 4, True), (["a b", "a b c d e f"], 8, "only_second")]
 )
@@ -603,7 +610,7 @@ def test_a_word_on_which_the_regular_expression_gives_up_is_an_error(options):
         ElmoTokenizer(pre_tokenizer=pattern)("a" * 64, **options)
 
 
-@pytest.mark.parametrize("word", ["!!!MAXTERMID", "a\ud800"])
+@pytest.mark.parametrize("word", ["!!!MAXTERMID", "a\ud800", "\udfffa", "a\rb"])
 def test_words_that_a_file_would_not_keep(word):
     with pytest.raises(ValueError, match="cannot be a line of a file"):
         ElmoTokenizer(vocab=["<S>", "</S>", "<UNK>", word, "b"])
@@ -612,7 +619,7 @@ def test_words_that_a_file_would_not_keep(word):
 
 def test_line_ends_of_vocabulary_files(tmp_path):
     path = tmp_path / "vocab.txt"
-    path.write_bytes("<S>\r\n</S>\r\n<UNK>\r\na\u2028b\r\n!!!MAXTERMID\r\n".encode())
+    path.write_bytes("<S>\r\n</S>\r\n<UNK>\r\na\u2028b\r\n!!!MAXTERMID\r\n".encode("utf-8-sig"))
     assert ElmoTokenizer(vocab_file=path).lm_vocab == ["<S>", "</S>", "<UNK>", "a\u2028b"]
     with pytest.raises(ValueError, match="line break"):
         ElmoTokenizer(vocab=[*VOCAB, "a\nb"])
@@ -626,6 +633,7 @@ def test_training_a_vocabulary(tokenizer):
     assert new.lm_vocab == ["<S>", "</S>", "<UNK>", "a", "b", "c", "d", "do", "n't"]
     assert tokenizer.lm_vocab == VOCAB
     assert tokenizer.train_new_from_iterator(iter(corpus), vocab_size=5).lm_vocab == new.lm_vocab[:5]
+    assert tokenizer.train_new_from_iterator(corpus, vocab_size=3).lm_vocab == new.lm_vocab[:3]
     assert tokenizer.train_new_from_iterator(corpus, min_frequency=2).lm_vocab == new.lm_vocab[:5]
     sentences = [[], ["don't", "a\nb", ""], [["don't", "a b"], []]]
     split = tokenizer.train_new_from_iterator(sentences, is_split_into_words=True)
