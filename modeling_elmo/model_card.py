@@ -266,7 +266,7 @@ def render(
     metadata: str,
     origin: str,
     sections: Mapping[str, str],
-    usage: str = USAGE,
+    usage: str,
     mix: str = NEW_MIX,
     limitations: str = LIMITATIONS,
 ) -> str:
