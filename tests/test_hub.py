@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from elsewhere import run_elsewhere
 from finetuning_runs import run_script, save_pretrained
 from hub_stand_in import TOKEN, StandIn
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import HfHubHTTPError
 from test_remote_code import REMOTE_FILES
 from training_runs import flags, load_script
 
 from modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoTokenizer, convert
-from modeling_elmo.publish import PublishError, check_destination
+from modeling_elmo.publish import PublishError, check_destination, explain
 from modeling_elmo.publish import main as publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>'")  # of huggingface_hub's uploads
@@ -240,8 +242,19 @@ def test_told_after_the_work(hub, finished, legacy, dst, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "error: the Hub answered 500: out of order; " in error and "tries again" in error
     assert not hub.repositories["me/breaks-off"].files
+    hub.broken = None
+    (finished / "README.md").write_text("---\n- no metadata\n---\n")
+    assert publish([str(finished), "me/breaks-off"]) == 2
+    assert "error: the Hub answered 400: no metadata; " in capsys.readouterr().err
     assert publish([str(finished / "nowhere"), "me/x"]) == 2
     assert "is no finished folder" in capsys.readouterr().err
+
+
+def test_an_answer_that_says_nothing_is_told_by_its_status():
+    """As that of a proxy, whose body is a page."""
+    response = SimpleNamespace(status_code=502, headers={}, request=None)
+    error = HfHubHTTPError("\nServer error '502 Bad Gateway' for url 'x'\n", response=response)
+    assert explain(error) == "the Hub answered 502: Server error '502 Bad Gateway' for url 'x'"
 
 
 def test_training_pushes(hub, folder, tmp_path, run, capsys):
