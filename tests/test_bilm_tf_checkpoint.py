@@ -152,6 +152,7 @@ def test_vocabularies(saved, dst):
     with pytest.warns(ConversionWarning, match=r"no vocabulary.*--vocab"):
         convert_from_allennlp(saved, dst, overwrite=True)
     assert ElmoForPreTraining.from_pretrained(dst).lm_head.weight.shape == (7, 4)
+    assert "AutoModelForPreTraining" not in (dst / "README.md").read_text()  # it has no words to give their labels
     (saved / "options.json").write_text(json.dumps(OPTIONS | {"n_tokens_vocab": 8}))
     assert_refused(saved, other, r"n_tokens_vocab is 8, but the tensors say 7")
 

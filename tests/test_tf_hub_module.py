@@ -117,6 +117,7 @@ def test_a_factor_before_even_weights_was_learnt_too(tmp_path, dst):
     module = write_module(tmp_path / "module", variables_of(random_datasets(OPTIONS)) | mix([0, 0, 0], 0.5))
     with pytest.warns(ConversionWarning):
         read = convert_from_allennlp(module, dst)
+    assert "that were learned where these weights come from" in (dst / "README.md").read_text()
     assert read.state_dict["scalar_mix.gamma"] == 0.5 and ElmoModel.from_pretrained(dst).scalar_mix.gamma == 0.5
 
 
@@ -125,6 +126,7 @@ def test_a_mix_that_was_not_trained_is_left_out(tmp_path, dst):
     with pytest.warns(ConversionWarning):
         read = convert_from_allennlp(module, dst)
     assert not any("scalar_mix" in name for name in read.state_dict)
+    assert "are equal at first" in (dst / "README.md").read_text()
 
 
 def test_options_and_vocabulary_win(tmp_path, dst, recwarn):
