@@ -22,7 +22,7 @@ from legacy_files import (
 )
 from numpy_reference import character_rows, elmo_layers
 
-from modeling_elmo import ElmoModel
+from modeling_elmo import ElmoConfig, ElmoModel
 from modeling_elmo.allennlp_format import ConversionWarning, to_datasets
 from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
@@ -150,6 +150,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "activation": ({"char_cnn__activation": "gelu"}, r"char_cnn\.activation is 'gelu', but must be 'relu' or 'tanh'"),
     "no_activation": ({"char_cnn__activation": ABSENT}, r"char_cnn\.activation is None"),
     "no_word_length": ({"char_cnn__max_characters_per_token": ABSENT}, r"max_characters_per_token is None"),
+    "true_word_length": (
+        {"char_cnn__max_characters_per_token": True},
+        r"max_characters_per_token is True, but must be",
+    ),
     "short_words": ({"char_cnn__max_characters_per_token": 3}, r"width 4 is greater than max_word_length=3"),
     "clip": ({"lstm__cell_clip": 0}, r"cell_clip must be greater than 0"),
     "clip_type": ({"lstm__proj_clip": "3"}, r"proj_clip"),
@@ -169,6 +173,11 @@ def test_options_that_contradict_the_tensors(name, legacy, dst):
     assert_refused(legacy, dst, message)
 
 
+BACKWARD = {
+    "W_0": np.zeros((10, 28), np.float32),
+    "B": np.zeros(28, np.float32),
+    "W_P_0": np.zeros((7, 5), np.float32),
+}
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"CNN/W_cnn_1": None}, r"no dataset 'CNN/W_cnn_1'"),
     "missing_bias": ({CELL + "B": None}, r"no dataset '.*/B'"),
@@ -178,6 +187,11 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "characters": ({"char_embed": np.zeros((262, 3), np.float32)}, r"char_embed' has 262 rows"),
     "shape": ({CELL + "W_0": np.zeros((10, 24), np.float32)}, r"W_0' has shape \(10, 24\), but .* \(10, 28\)"),
     "dimensions": ({"CNN/W_cnn_0": np.zeros((1, 3, 4), np.float32)}, r"W_cnn_0' has shape .* 4 dimensions"),
+    "backward_layer": (
+        {f"RNN_1/RNN/MultiRNNCell/Cell2/LSTMCell/{name}": data for name, data in BACKWARD.items()},
+        r"no dataset 'RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0'",
+    ),
+    "number": ({"CNN/W_cnn_1001": np.zeros((1, 1, 3, 2), np.float32)}, r"have 1001 in the place of a small number"),
     "nan": ({"CNN_proj/b_proj": np.full(5, np.nan, np.float32)}, r"'CNN_proj/b_proj' has NaN"),
     "infinite": ({CELL + "B": np.full(28, np.inf, np.float32)}, r"infinite"),
     "integers": ({"CNN_proj/b_proj": np.zeros(5, np.int64)}, r"holds int64"),
@@ -194,6 +208,14 @@ def test_damaged_tensors(name, legacy, dst):
     datasets = random_datasets(OPTIONS) | changes
     write_hdf5(legacy / "weights.hdf5", {name: data for name, data in datasets.items() if data is not None})
     assert_refused(legacy, dst, message)
+
+
+def test_options_that_are_null_or_need_others_that_are_absent(legacy, dst):
+    write_options(legacy, dropout=None, n_tokens_vocab=None, n_negative_samples_batch=None, sample_softmax=False)
+    (legacy / "vocab.txt").unlink()
+    config, default = convert_from_allennlp(legacy, dst).config, ElmoConfig()
+    assert (config.dropout, config.num_negative_samples) == (default.dropout, default.num_negative_samples)
+    assert config.lm_vocab_size is None
 
 
 def test_warnings(legacy, dst):
