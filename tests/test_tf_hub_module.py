@@ -21,7 +21,7 @@ from legacy_files import (
 
 from modeling_elmo import ElmoModel, ElmoTokenizer
 from modeling_elmo.allennlp_format import ConversionWarning
-from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp, main
+from modeling_elmo.convert import convert_from_allennlp, convert_to_allennlp, main, summary
 
 WRITTEN = Path(__file__).parent / "tf_hub_module"  # by TensorFlow and its Hub: make.py
 USUAL = changed(lstm__cell_clip=3.0, lstm__proj_clip=3.0)
@@ -118,6 +118,7 @@ def test_a_factor_before_even_weights_was_learnt_too(tmp_path, dst):
     with pytest.warns(ConversionWarning):
         read = convert_from_allennlp(module, dst)
     assert "that were learned where these weights come from" in (dst / "README.md").read_text()
+    assert "the learnt scalar mix among them" in summary(read, str(module), str(dst), to_allennlp=False)
     assert read.state_dict["scalar_mix.gamma"] == 0.5 and ElmoModel.from_pretrained(dst).scalar_mix.gamma == 0.5
 
 
