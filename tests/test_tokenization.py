@@ -574,6 +574,7 @@ def test_white_space_around_a_word_is_none_of_it(tmp_path):
         (b"the\n", "missing: <S> </S> <UNK>"),
         (b"<S>\n</S>\n<UNK>\nthe\nthe\n", "'the' occurs 2 times"),
         (b"<S>\n</S>\n<UNK>\n\xff\n", "not UTF-8"),
+        (b"<S>\n</S>\n<UNK>\na\rb\n", r"'a\\rb' cannot be a line of a file"),
     ],
 )
 def test_bad_vocabulary_files_are_named(tmp_path, content, message):
@@ -621,6 +622,8 @@ def test_line_ends_of_vocabulary_files(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("<S>\r\n</S>\r\n<UNK>\r\na\u2028b\r\n!!!MAXTERMID\r\n".encode("utf-8-sig"))
     assert ElmoTokenizer(vocab_file=path).lm_vocab == ["<S>", "</S>", "<UNK>", "a\u2028b"]
+    path.write_bytes(b"<S>\n</S>\n<UNK>\n\n")
+    assert ElmoTokenizer(vocab_file=path).lm_vocab == ["<S>", "</S>", "<UNK>", ""]  # a line, and so a row
     with pytest.raises(ValueError, match="line break"):
         ElmoTokenizer(vocab=[*VOCAB, "a\nb"])
     with pytest.raises(TypeError, match="vocab_file"):
