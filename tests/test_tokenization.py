@@ -25,6 +25,7 @@ from transformers.utils import logging
 from modeling_elmo.rust_splitter import MAX_CHARACTERS
 from modeling_elmo.spelling import ByteSpelling
 from modeling_elmo.tokenization_elmo import ElmoTokenizer
+from modeling_elmo.vocabulary import last_lines_count
 
 VOCAB = ["<S>", "</S>", "<UNK>", "the", "cat", ",", "a\u2028b", "c\u0085d", "n't"]
 ODD_WORDS = [
@@ -628,6 +629,13 @@ def test_line_ends_of_vocabulary_files(tmp_path):
         ElmoTokenizer(vocab=[*VOCAB, "a\nb"])
     with pytest.raises(TypeError, match="vocab_file"):
         ElmoTokenizer(vocab="vocab.txt")
+
+
+def test_words_of_earlier_lines_get_names_that_a_vocabulary_may_have():
+    words, renamed = ["", *VOCAB, "", "the"], {0: "<line 1>", 4: "the <line 5>"}
+    assert words[4] == "the" and last_lines_count(words) == renamed
+    new = [renamed.get(place, word) for place, word in enumerate(words)]
+    assert ElmoTokenizer(vocab=new).lm_ids(["the", ""]).tolist() == [len(words) - 1, len(words) - 2]
 
 
 def test_training_a_vocabulary(tokenizer):
