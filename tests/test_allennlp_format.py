@@ -216,6 +216,8 @@ def test_options_that_are_null_or_need_others_that_are_absent(legacy, dst):
     config, default = convert_from_allennlp(legacy, dst).config, ElmoConfig()
     assert (config.dropout, config.num_negative_samples) == (default.dropout, default.num_negative_samples)
     assert config.lm_vocab_size is None
+    write_options(legacy, n_negative_samples_batch=3)
+    assert convert_from_allennlp(legacy, dst, overwrite=True).config.num_negative_samples == 3
 
 
 def test_warnings(legacy, dst):

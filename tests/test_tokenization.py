@@ -478,7 +478,10 @@ def test_pad_small_integers_and_refusals(tokenizer):
     assert batch["input_ids"].dtype == torch.int64
     assert batch["input_ids"][1].tolist() == [slow_row("c"), PAD_ROW]
     for options in ({"padding": False, "pad_to_multiple_of": 8}, {"padding": "max_length", "max_length": 1}):
-        assert [len(rows) for rows in tokenizer.pad({"input_ids": rows}, **options)["input_ids"]] == [2, 1]
+        for side in ("left", "right"):
+            padded = tokenizer.pad({"input_ids": rows}, padding_side=side, **options)["input_ids"]
+            assert [sentence.tolist() for sentence in padded] == [sentence.tolist() for sentence in rows]
+    assert tokenizer.pad({"input_ids": []})["input_ids"] == []
     masked = tokenizer.pad({"input_ids": rows, "attention_mask": [[1, 0], [1]]}, return_tensors="np")
     assert masked["attention_mask"].tolist() == [[1, 0], [1, 0]]
     with pytest.raises(ValueError, match=r"\(50,\)"):
@@ -681,6 +684,18 @@ def test_labels_of_a_text_are_not_padded_though_it_has_as_many_words(tokenizer):
     examples = [{**tokenizer(text), "labels": row} for text, row in zip(texts, labels, strict=True)]
     padded = tokenizer.pad(examples)
     assert padded["labels"] == labels and [len(row) for row in padded["attention_mask"]] == [7, 7]
+
+
+def test_what_has_one_whole_number_a_word_is_padded(tokenizer):
+    """Also none for a text without words, and truth values; not several a word."""
+    examples = [dict(tokenizer(text, add_special_tokens=False)) for text in ("", "dog")]
+    for example, mask in zip(examples, (np.zeros(0, bool), np.zeros(1, bool)), strict=True):
+        example["special_tokens_mask"] = mask
+    padded = tokenizer.pad(examples)
+    assert padded["attention_mask"] == [[0], [1]] and padded["special_tokens_mask"] == [[1], [0]]
+    pairs = [[[0, 1]] * 4, [[1, 0]] * 3]  # of labels of each word
+    examples = [{**tokenizer(text), "labels": row} for text, row in zip(("a b", "a"), pairs, strict=True)]
+    assert tokenizer.pad(examples)["labels"] == pairs
 
 
 def test_word_inputs(tmp_path):
