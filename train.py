@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from modeling_elmo.arguments import ArgumentsError, PretrainingArguments, parse_arguments
 from modeling_elmo.checkpoints import CheckpointError
-from modeling_elmo.commands import is_first_process
+from modeling_elmo.commands import is_first_process, lenient_output
 from modeling_elmo.freed_memory import keep_freed_memory
 from modeling_elmo.pretraining import Pretrainer
 from modeling_elmo.publish import PublishError, check_destination, publish
@@ -39,6 +39,7 @@ from modeling_elmo.stopping import Stopped
 from modeling_elmo.text_files import DataError
 
 
+@lenient_output()
 def main() -> int:
     keep_freed_memory()
     logging.disable_progress_bar()  # of transformers: a bar for each file that is written

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,36 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
     )
 
 
+class _Lenient:
+    """A stream that leaves out what it cannot write."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str):
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self):
+        with suppress(OSError):
+            self._stream.flush()
+
+
+@contextmanager
+def lenient_output() -> Iterator[None]:
+    """Let no work end because of what it tells meanwhile: stdout escapes characters that its encoding lacks, and stderr
+    leaves out what it cannot write, such as a progress bar on a full disk or into a pipe that nobody reads."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # There is no stderr where the shell has closed it.
+    with open(os.devnull, "w") as nowhere, redirect_stderr(_Lenient(sys.stderr or nowhere)):
+        yield
+
+
+@lenient_output()
 def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: str = "stopped") -> int:
     """The exit code of a command: 0 for success, 2 for a mistake, 130 for Ctrl-C, which are told in a line on stderr.
 
@@ -34,8 +64,6 @@ def run_command(run: Callable[[], object], *mistakes: type[Exception], stopped: 
         mistakes: exceptions whose message is meant for the user; those of a full disk or memory are always some.
         stopped: what is told after Ctrl-C.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # where its encoding lacks a word's characters
     to_be_told: tuple[type[Exception], ...] = (*mistakes, OSError, MemoryError, SafetensorError)
     try:
         with _terminated_in_order():

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .arguments import ArgumentsError, parse_arguments
-from .commands import is_first_process, one_line
+from .commands import is_first_process, lenient_output, one_line
 from .elmo_trainer import ElmoTrainer
 from .finetuning import SPEEDS, Result, Task, check_output_dir, run_all, write_json
 from .finetuning_arguments import FinetuningArguments
@@ -130,6 +130,7 @@ def report(results: Sequence[Result], folder: Path) -> str:
     return text
 
 
+@lenient_output()
 def run_script(
     script: str,
     arguments_class: type[Arguments],

@@ -6,12 +6,17 @@ import runpy
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
+from tqdm import tqdm
+from training_runs import load_script
 
 import modeling_elmo
+from modeling_elmo import finetuning_report
+from modeling_elmo.arguments import ArgumentsError
 from modeling_elmo.commands import new_folder, run_command, unlock, whole_file
 
 SOURCES = Path(modeling_elmo.__file__).parent.glob("*.py")
@@ -103,6 +108,25 @@ def test_characters_that_cannot_be_shown_are_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
     assert run_command(lambda: print("na\u00efve \u4e2d", flush=True)) == 0
     assert shown.getvalue().split() == [rb"na\xefve", rb"\u4e2d"]
+
+
+@pytest.mark.parametrize("name", ["train", "finetune_ner"])
+@pytest.mark.parametrize("stderr", [None, Mock(write=Mock(side_effect=OSError), flush=Mock(side_effect=OSError))])
+def test_a_script_ends_by_nothing_that_it_cannot_tell(name, stderr, monkeypatch):
+    """Of train.py and those for fine-tuning, up to a mistake in their arguments."""
+
+    def parse_arguments(*_, **__):
+        print("na\u00efve \u4e2d", flush=True)
+        for _ in tqdm(range(3)):
+            pass
+        raise ArgumentsError("a mistake")
+
+    script, shown = load_script(name), io.BytesIO()
+    monkeypatch.setattr(script if name == "train" else finetuning_report, "parse_arguments", parse_arguments)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="cp1252"))
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert script.main() == 2 and sys.stderr is stderr
+    assert shown.getvalue().startswith(b"na\xefve \\u4e2d")
 
 
 @pytest.mark.parametrize("replace", [False, True])
