@@ -230,7 +230,7 @@ def _open_hdf5(path: Path, mode: str = "r") -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise ConversionError("HDF5 files need h5py: pip install 'modeling-elmo[convert]'") from error
+        raise ConversionError(f"HDF5 files need h5py ({error}): pip install 'modeling-elmo[convert]'") from error
     if mode == "r":
         if not path.is_file():
             raise ConversionError(f"{path} {'is no file' if path.exists() else 'does not exist'}")

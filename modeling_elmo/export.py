@@ -93,7 +93,7 @@ def imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ExportError(f"ONNX needs {package}: pip install 'modeling-elmo[export]'") from error
+        raise ExportError(f"ONNX needs {package} ({error}): pip install 'modeling-elmo[export]'") from error
 
 
 def inputs_for(tokenizer: ElmoTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def plot_layer_weights(results: Sequence[Result], png_file: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("no plot was drawn: matplotlib is missing (pip install 'modeling-elmo[plot]')") from error
+        raise ImportError(f"no plot was drawn ({error}): pip install 'modeling-elmo[plot]'") from error
 
     groups: dict[str, list[Result]] = {}
     for result in results:

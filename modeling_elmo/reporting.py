@@ -48,7 +48,7 @@ def plot_curve(log_file: str | Path, png_file: str | Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
     except ImportError as error:
-        raise ImportError("no curve was drawn: matplotlib is missing (pip install 'modeling-elmo[plot]')") from error
+        raise ImportError(f"no curve was drawn ({error}): pip install 'modeling-elmo[plot]'") from error
 
     training, evaluation = read_log(log_file)
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")

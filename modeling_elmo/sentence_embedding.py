@@ -40,7 +40,9 @@ def make_sentence_transformer(model: str | Path, layer: int | str = "scalar_mix"
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     except ImportError as error:
-        raise SentenceEmbeddingError("no sentence-transformers 6: pip install 'modeling-elmo[sentences]'") from error
+        raise SentenceEmbeddingError(
+            f"no sentence-transformers 6 ({error}): pip install 'modeling-elmo[sentences]'"
+        ) from error
     config = load_encoder(str(model))[0].config  # else sentence-transformers would make lacking weights anew
     output: Any = "scalar_mix"
     if layer != "scalar_mix":

@@ -283,7 +283,7 @@ def scorer(names: Sequence[str], positive: int = 1) -> Callable[[Any], Metrics]:
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
     except ImportError as error:
-        raise DataError("scores need scikit-learn: pip install 'modeling-elmo[finetune]'") from error
+        raise DataError(f"scores need scikit-learn ({error}): pip install 'modeling-elmo[finetune]'") from error
 
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": accuracy_score,

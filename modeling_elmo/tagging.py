@@ -400,7 +400,7 @@ def _seqeval() -> tuple[Callable, type]:
         from seqeval.metrics import classification_report
         from seqeval.scheme import IOB2
     except ImportError as error:
-        raise DataError("scores of entities need seqeval: pip install 'modeling-elmo[finetune]'") from error
+        raise DataError(f"scores of entities need seqeval ({error}): pip install 'modeling-elmo[finetune]'") from error
     return classification_report, IOB2
 
 

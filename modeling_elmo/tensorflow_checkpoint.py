@@ -144,7 +144,9 @@ def _is_intact(data: bytes, masked: int) -> bool:
     try:
         import google_crc32c
     except ImportError as error:
-        raise ConversionError("checkpoints need google-crc32c: pip install 'modeling-elmo[convert]'") from error
+        raise ConversionError(
+            f"checkpoints need google-crc32c ({error}): pip install 'modeling-elmo[convert]'"
+        ) from error
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF == masked
 

@@ -153,7 +153,8 @@ def test_a_model_in_training_is_exported_as_it_is_used_and_stays_in_training(tin
 def test_a_missing_package_is_told_before_a_file_is_written(folder, tmp_path, monkeypatch, capsys, package, flags):
     monkeypatch.setitem(sys.modules, package, None)
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), *flags]) == 2
-    assert f"ONNX needs {package}: pip install 'modeling-elmo[export]'" in capsys.readouterr().err
+    cause = f"import of {package} halted; None in sys.modules"
+    assert f"ONNX needs {package} ({cause}): pip install 'modeling-elmo[export]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

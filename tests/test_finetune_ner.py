@@ -298,10 +298,11 @@ def test_bad_data_are_told_in_a_line(run, tmp_path, capsys, name, content, messa
     assert lines[-1].startswith("finetune_ner.py: ") and message in lines[-1]
 
 
-def test_without_seqeval(run, monkeypatch, capsys):
+def test_seqeval_cannot_be_imported(run, monkeypatch, capsys):
+    """Be it that something which it needs is broken."""
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     assert run() == 2
     assert (
-        "finetune_ner.py: scores of entities need seqeval: pip install 'modeling-elmo[finetune]'"
-        in capsys.readouterr().err
+        "finetune_ner.py: scores of entities need seqeval (import of seqeval.metrics halted; None in sys.modules): pip "
+        "install 'modeling-elmo[finetune]'" in capsys.readouterr().err
     )
