@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from .arguments import ArgumentsError, flag
 from .commands import one_line
 from .publish import explain
+from .sharding import wants_fsdp
 
 FEATURES = ("elmo", "layer_0", "random")
 
@@ -125,6 +126,7 @@ class FinetuningArguments(TrainingArguments):
             ("batch_eval_metrics", self.batch_eval_metrics, "scores need all predictions"),
             ("eval_do_concat_batches false", not self.eval_do_concat_batches, "scores need all predictions"),
             ("include_for_metrics", self.include_for_metrics, "the scores do not look at the inputs"),
+            ("fsdp", self.fsdp or wants_fsdp(), "torch shards no scalars, such as the mix's gamma: launch without it"),
             ("use_liger_kernel", self.use_liger_kernel, "Liger has no kernels for ELMo"),
             ("neftune_noise_alpha", adds_noise and from_disk, no_ids),
             ("include_num_input_tokens_seen", counts and from_disk, no_ids),

@@ -679,7 +679,7 @@ def bad_rows(tmp_path, rows) -> Path:
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must be 1 or more, not 0"),
         ({"dataloader_drop_last": "true", "max_train_samples": 5}, "5 training examples make no batch of 8"),
         ({"report_to": "nonsense"}, "nonsense is not supported, only"),
-        ({"fsdp": "full_shard"}, "finetune_glue.py: Using fsdp only works in distributed training"),
+        ({"fsdp": "full_shard"}, "finetune_glue.py: --fsdp cannot be had: torch shards no scalars"),
         ({"deepspeed": "x.json"}, "deepspeed"),
         ({"optim": "lomo"}, "finetune_glue.py: You need to install `lomo_optim`"),
         ({"adam_beta1": 2}, "finetune_glue.py: Invalid beta parameter"),
@@ -688,6 +688,12 @@ def bad_rows(tmp_path, rows) -> Path:
 )
 def test_mistakes_are_told_in_a_line(run, capsys, flags, message):
     assert_told(run, capsys, flags, message)
+
+
+def test_a_launcher_that_was_told_to_shard_is_refused(run, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert run() == 2
+    assert "--fsdp cannot be had: torch shards no scalars" in capsys.readouterr().err
 
 
 def test_a_hub_out_of_reach(run, monkeypatch, capsys):
