@@ -40,6 +40,8 @@ from .allennlp_format import (
 )
 from .commands import listing
 
+# In an archive, and in the folder in which the model was trained.
+ARCHIVED_WEIGHTS = ("weights.th", "best.th")
 CHARACTERS = "_elmo_lstm._token_embedder._char_embedding_weights"
 
 

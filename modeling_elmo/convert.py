@@ -26,16 +26,8 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from .allennlp_archive import read_archived
-from .allennlp_files import (
-    ARCHIVED_WEIGHTS,
-    LegacyElmo,
-    LegacyFiles,
-    is_hub_module,
-    open_source,
-    read_allennlp,
-    write_allennlp,
-)
+from .allennlp_archive import ARCHIVED_WEIGHTS, read_archived
+from .allennlp_files import LegacyElmo, LegacyFiles, read_allennlp, write_allennlp
 from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
 from .commands import command_parser, new_folder, run_command
@@ -47,7 +39,8 @@ from .model_card import converted_card, count_parameters, write_card
 from .modeling_elmo import ElmoModel
 from .penn_treebank import PRE_TOKENIZERS, pre_tokenizer_named
 from .publish import PublishError, check_destination, publish
-from .tf_hub_module import read_hub_module
+from .published_files import open_source
+from .tf_hub_module import is_hub_module, read_hub_module
 from .tokenization_elmo import ElmoTokenizer
 
 

@@ -20,6 +20,7 @@ A task model has a scope before these names, such as `module/`.
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ import torch
 from torch import Tensor
 
 from .allennlp_files import (
-    MODULE_TABLE,
     LegacyElmo,
     LegacyFiles,
     check_vocabulary,
@@ -46,9 +46,17 @@ from .allennlp_format import (
     usual_options,
 )
 from .commands import listing
-from .tensorflow_checkpoint import Variable, read_checkpoint
+from .tensorflow_checkpoint import Variable, is_index, read_checkpoint
 
+MODULE_TABLE = "bilm/char_embed"  # the variable by which a module is known
 MIXES = (("aggregation/weights", "aggregation/scaling"), ("elmo_output_ELMo_W", "elmo_output_ELMo_gamma"))
+
+
+def is_hub_module(weights: Path) -> bool:
+    """Whether a file is the index of the variables of a TF-Hub module, or of a checkpoint that has such a module."""
+    if not weights.is_file() or not is_index(weights):
+        return False
+    return any(name.endswith(MODULE_TABLE) for name in read_checkpoint(weights))
 
 
 def read_hub_module(files: LegacyFiles) -> LegacyElmo:
