@@ -48,7 +48,8 @@ class LinearChainCrf(nn.Module):
         self.end = nn.Parameter(torch.empty(num_labels))
 
     def forward(self) -> ChainSteps:
-        return ChainSteps(*(_precise(scores) for scores in (self.start, self.transitions, self.end)))
+        # Copies, since FSDP frees the parameters when this ends.
+        return ChainSteps(*(_precise(scores).clone() for scores in (self.start, self.transitions, self.end)))
 
 
 def free_steps(num_labels: int, like: Tensor) -> ChainSteps:

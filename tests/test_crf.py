@@ -320,3 +320,14 @@ def test_constraints_made_in_inference_mode_serve_in_training():
     emissions, mask = make_chains()
     log_partition(emissions, mask, steps.restricted(allowed_transitions(labels))).sum().backward()
     assert steps.transitions.grad.isfinite().all()
+
+
+def test_steps_outlive_the_parameters():
+    """Which FSDP frees behind the call; whoever reads them then ends the process."""
+    crf = LinearChainCrf(LABELS).requires_grad_(False)
+    for parameter in crf.parameters():
+        torch.nn.init.ones_(parameter)
+    steps = crf()
+    for parameter in crf.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert all(scores.all() for scores in steps)
