@@ -78,6 +78,8 @@ def export_onnx(model: ElmoModel, tokenizer: ElmoTokenizer, path: str | Path):
             verbose=False,
         )
         files = sorted(Path(scratch).iterdir(), reverse=True)  # the graph last
+        if len(files) > 1:  # better none, for whoever stops us in between, than an old graph over new weights
+            path.unlink(missing_ok=True)
         for file in files:
             os.replace(file, path.with_name(file.name))
         if len(files) == 1:

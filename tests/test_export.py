@@ -1,5 +1,6 @@
 """torch.export and ONNX against the model itself: any number of texts and words, clipping, the other word encoders."""
 
+import os
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -130,6 +131,18 @@ def test_large_weights_lie_in_a_file_beside_it(folder, tmp_path, monkeypatch, ca
     assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--check"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elmo.onnx", "elmo.onnx.data"]
     assert "largest difference to torch" in capsys.readouterr().out
+    replace = os.replace
+
+    def stop_before_the_graph(old: str | Path, new: str | Path):
+        if new == tmp_path / "elmo.onnx":
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export.os, "replace", stop_before_the_graph)
+        assert export.main([str(folder), str(tmp_path / "elmo.onnx"), "--overwrite"]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["elmo.onnx.data"], "no graph over the weights of another"
+    assert export.main([str(folder), str(tmp_path / "elmo.onnx")]) == 0
     monkeypatch.undo()
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
