@@ -52,6 +52,8 @@ def parse_arguments(dataclass_type: type[T], argv: Sequence[str] | None = None, 
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0])
         check_keys(recipe, dataclass_type, argv[0])
+        if any(flag.split("=")[0] in ("--num_train_epochs", "--num-train-epochs") for flag in argv):
+            recipe.pop("max_steps", None)  # else the recipe would win
         parser.set_defaults(**recipe)
         for action in parser._actions:
             # A value from the recipe serves where a flag would be required.

@@ -34,6 +34,14 @@ def test_flags_replace_the_recipe_and_the_recipe_the_defaults(tmp_path):
     assert args.changed()["seed"] == 8 and "unroll_steps" not in args.changed()
 
 
+def test_passes_that_are_asked_for_replace_the_steps_of_a_recipe(tmp_path):
+    path = recipe(tmp_path, "max_steps: 9000\n")
+    for flags in (["--num_train_epochs", "3"], ["--num-train-epochs=3"]):
+        args = parse(path, *NEEDED, *flags)
+        assert (args.num_train_epochs, args.max_steps) == (3, -1)
+        assert parse(path, *NEEDED, *flags, "--max_steps", "5").max_steps == 5
+
+
 def test_a_recipe_may_hold_what_is_required(tmp_path):
     path = recipe(tmp_path, "output_dir: out\ntrain_file: [x.txt]\n")
     assert parse(path).output_dir == "out"
@@ -60,7 +68,8 @@ def test_recipes_may_be_json(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("configs/recipes/*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_of_the_project_can_be_read(file):
-    assert parse(str(file), *NEEDED).config_name
+    args = parse(str(file), *NEEDED)
+    assert args.config_name and args.language == ("en" if file.stem == "demo" else None)
 
 
 @pytest.mark.parametrize(
