@@ -280,11 +280,11 @@ class PretrainingArguments:
             raise ArgumentsError("config_overrides cannot change the model that model_name_or_path names")
         if self.optim == "muon" and self.mixed_precision == "fp16":
             raise ArgumentsError("muon cannot skip steps whose gradients overflowed in fp16: take mixed_precision bf16")
-        are_judged = self.eval_steps > 0 < self.save_steps and self.save_steps % self.eval_steps == 0
-        if self.load_best_model_at_end and not are_judged:
+        fewer, more = sorted((self.eval_steps, self.save_steps))
+        if self.load_best_model_at_end and (fewer == 0 or more % fewer):
             raise ArgumentsError(
-                "load_best_model_at_end needs eval_steps, and save_steps that are a multiple of them, so that each "
-                f"checkpoint has a validation loss; they are {self.eval_steps} and {self.save_steps}"
+                "load_best_model_at_end needs eval_steps and save_steps, one a multiple of the other, so that "
+                f"checkpoints have a validation loss; they are {self.eval_steps} and {self.save_steps}"
             )
         if self.report_to == ["none"]:  # as `Trainer` calls it
             self.report_to = []

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .arguments import ArgumentsError, PretrainingArguments
-from .checkpoints import UNFINISHED, best_checkpoint, check
+from .checkpoints import UNFINISHED, CheckpointError, best_checkpoint, check
 from .commands import LOCK_FILE, unlock
 from .configuration_elmo import ElmoConfig
 from .language_model import ElmoForPreTraining
@@ -137,7 +137,7 @@ def source_of(args: PretrainingArguments) -> str | list[str]:
 
 
 def last_or_best(
-    folder: Path, weights: dict[str, Tensor], metrics: dict[str, float], takes_best: bool
+    folder: Path, weights: dict[str, Tensor], metrics: dict[str, float], args: PretrainingArguments
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and metrics of the last step or of the best checkpoint; a line is printed where these differ.
 
@@ -146,18 +146,23 @@ def last_or_best(
     """
     evaluations = {line["step"]: line for line in read_log(folder / LOG_FILE)[1] if "step" in line}
     best = best_checkpoint(folder)
-    if takes_best and best is not None:
-        step = check(best)["step"]
+    if args.load_best_model_at_end and best is not None:
+        try:
+            step = check(best)["step"]
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: delete it, and the next best one is taken") from error
         metrics = evaluations.get(step, metrics)
         print(f"the finished model is that of step {step}: validation perplexity {exp(metrics['eval_loss']):.1f}")
         return load_file(best / "model.safetensors"), metrics
     lowest = min(evaluations.values(), key=lambda line: line["eval_loss"], default=metrics)
     if metrics["eval_loss"] > lowest["eval_loss"] + WORSE:
-        kept = f" ({best.name})" if best and best.name == f"checkpoint-{lowest['step']}" else ""
+        kept = best is not None and best.name == f"checkpoint-{lowest['step']}"
+        more_dropout = "" if args.model_name_or_path else "more dropout (--config_overrides dropout=0.3) or "
         print(
-            f"the validation perplexity was {exp(lowest['eval_loss']):.1f} at step {lowest['step']}{kept} and is "
-            f"{exp(metrics['eval_loss']):.1f} now: more dropout (--config_overrides dropout=0.3) or fewer passes "
-            "help, and --load_best_model_at_end true takes the best checkpoint"
+            f"the validation perplexity was {exp(lowest['eval_loss']):.1f} at step {lowest['step']} and is "
+            f"{exp(metrics['eval_loss']):.1f} now: {more_dropout}fewer passes help, and "
+            f"{'--resume_from_checkpoint last ' * kept}--load_best_model_at_end true takes the best checkpoint"
+            f"{f', {best.name}' if best and kept else ''}"
         )
     return weights, metrics
 
@@ -181,7 +186,7 @@ def write_finished_folder(
     Raises:
         Exception: whatever writing raises, for instance because the disk is full; nothing unfinished is left.
     """
-    weights, metrics = last_or_best(folder, weights, metrics, args.load_best_model_at_end)
+    weights, metrics = last_or_best(folder, weights, metrics, args)
     facts = {**facts, "steps": metrics.get("step", facts["steps"])}
     unfinished = folder / f"{UNFINISHED}model"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -42,6 +42,13 @@ def test_passes_that_are_asked_for_replace_the_steps_of_a_recipe(tmp_path):
         assert parse(path, *NEEDED, *flags, "--max_steps", "5").max_steps == 5
 
 
+@pytest.mark.parametrize(("eval_steps", "save_steps"), [(2, 3), (0, 2), (2, 0)])
+def test_the_best_checkpoint_must_have_been_judged(eval_steps, save_steps):
+    steps = ["--eval_steps", str(eval_steps), "--save_steps", str(save_steps)]
+    with pytest.raises(ArgumentsError, match=f"one a multiple of the other.* they are {eval_steps} and {save_steps}"):
+        parse(*NEEDED, *steps, "--load_best_model_at_end", "true")
+
+
 def test_a_recipe_may_hold_what_is_required(tmp_path):
     path = recipe(tmp_path, "output_dir: out\ntrain_file: [x.txt]\n")
     assert parse(path).output_dir == "out"
@@ -70,6 +77,8 @@ def test_recipes_may_be_json(tmp_path):
 def test_the_recipes_of_the_project_can_be_read(file):
     args = parse(str(file), *NEEDED)
     assert args.config_name and args.language == ("en" if file.stem == "demo" else None)
+    if args.eval_steps and args.save_steps:
+        assert parse(str(file), *NEEDED, "--load_best_model_at_end", "true").load_best_model_at_end
 
 
 @pytest.mark.parametrize(

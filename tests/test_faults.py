@@ -373,16 +373,23 @@ def test_a_validation_loss_beyond_all_bounds_ends_the_run(folder, run, tmp_path,
 
 
 def test_the_best_checkpoint_stays_beside_the_last(folder, run, tmp_path, monkeypatch, capsys):
-    judgements = iter([3.0, 2.0, 2.5, 2.6])
+    judgements = iter([3.0, 2.0, 2.5, 2.6, 2.6, 2.6])
     evaluate = pretraining.evaluate
     monkeypatch.setattr(pretraining, "evaluate", lambda *args: {**evaluate(*args), "eval_loss": next(judgements)})
-    assert run(*flags(folder, tmp_path / "out", eval_steps=2, save_steps=2, save_total_limit=1)) == 0
+    argv = flags(folder, tmp_path / "out", eval_steps=2, save_steps=2, save_total_limit=1)
+    assert run(*argv) == 0
     kept = checkpoints_of(tmp_path / "out")
     assert [path.name for path in kept] == ["checkpoint-4", "checkpoint-8"]
     assert [json.loads((path / STATE_FILE).read_text())["eval_loss"] for path in kept] == [2.0, 2.6]
     assert same_weights(tmp_path / "out", kept[1]) and not same_weights(tmp_path / "out", kept[0])
-    told = capsys.readouterr().out
-    assert "perplexity was 7.4 at step 4 (checkpoint-4) and is 13.5 now: more dropout" in told
+    told, way_out = capsys.readouterr().out, ["--resume_from_checkpoint", "last", "--load_best_model_at_end", "true"]
+    assert "perplexity was 7.4 at step 4 and is 13.5 now: more dropout" in told
+    assert f"{' '.join(way_out)} takes the best checkpoint, checkpoint-4\n" in told
+    assert run(*argv, *way_out) == 0
+    assert same_weights(tmp_path / "out", kept[0])
+    (kept[0] / "model.safetensors").write_bytes(b"")
+    assert run(*argv, *way_out) == 2
+    assert "checkpoint-4 is damaged (model.safetensors is not what was written): delete it" in capsys.readouterr().err
 
 
 def test_the_best_checkpoint_is_the_finished_model(folder, run, tmp_path, monkeypatch, capsys):
@@ -398,4 +405,4 @@ def test_the_best_checkpoint_is_the_finished_model(folder, run, tmp_path, monkey
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{of_best['eval_forward_perplexity']:.2f}" in card and "| `steps` | `4` |" in card
     assert run(*flags(folder, tmp_path / "other", save_steps=3, **options)) == 2
-    assert "load_best_model_at_end needs eval_steps, and save_steps" in one_line_of(capsys.readouterr().err)
+    assert "load_best_model_at_end needs eval_steps and save_steps" in one_line_of(capsys.readouterr().err)
