@@ -211,7 +211,8 @@ class Pretrainer:
                 f"{self.config.max_word_length - 2} bytes"
             )
             if facts["unknown_rate"] > MANY_UNKNOWN:
-                print(f"{name}: is this the vocabulary of this text? Most of its words are unknown")
+                way_out = "; --new_vocabulary true makes one of it" if self.args.model_name_or_path else ""
+                print(f"{name}: is this the vocabulary of this text? Most of its words are unknown{way_out}")
             for trouble in corpus.report.problems() if corpus.part != HELD_OUT else ():  # read with the text to learn
                 print(f"{name}: {trouble}")
         softmax = f"sampled softmax with {self.sampler.num_samples:,} negatives" if self.sampler else "full softmax"
@@ -224,7 +225,8 @@ class Pretrainer:
             print(f"softmax: new, {told}")
         print(
             f"model: {sum(p.numel() for p in self.model.parameters()):,} parameters; {self.max_steps:,} steps of "
-            f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}"
+            f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}, "
+            f"{self.max_steps * self.words_per_step / self.text.train.num_predictions:.1f} passes over the text"
         )
         if self.args.mixed_precision == "bf16" and is_emulated(torch.bfloat16, self.accelerator.device):
             print("this processor has no products for bfloat16: --mixed_precision no is faster")

@@ -86,7 +86,8 @@ def check_spelling(config: ElmoConfig, tokenizer: ElmoTokenizer):
     if config.max_word_length != tokenizer.max_word_length:
         raise ArgumentsError(
             f"the model has max_word_length={config.max_word_length} and the tokenizer {tokenizer.max_word_length}: "
-            "make them the same, by --config_overrides or with a tokenizer of your own as --tokenizer_name"
+            f"make them the same, by --config_overrides max_word_length={tokenizer.max_word_length} or with a "
+            "tokenizer of your own as --tokenizer_name"
         )
 
 

@@ -212,7 +212,7 @@ def test_a_data_set_by_name(run, folder, tmp_path):
         ({"config_name": "huge"}, "no configuration 'huge'"),
         ({"config_overrides": "lstm_dim=-3"}, "lstm_dim must be greater than 0"),
         ({"config_overrides": "lstm_dimension=3"}, "lstm_dimension"),
-        ({"config_overrides": "max_word_length=20"}, "the model has max_word_length=20 and the tokenizer 50"),
+        ({"config_overrides": "max_word_length=20"}, "by --config_overrides max_word_length=50 or"),
         ({"resume_from_checkpoint": "last"}, "no whole checkpoint to resume from"),
         ({"vocab_file": "nowhere.txt"}, "nowhere.txt"),
         ({"tokenizer_name": "/nowhere/at/all"}, "/nowhere/at/all"),
@@ -334,7 +334,16 @@ def test_pre_tokenised_words_are_normalised_as_later_on(run, folder, tmp_path):
 def test_a_vocabulary_of_another_text_is_told(run, folder, tmp_path, capsys):
     (tmp_path / "vocab.txt").write_text("<S>\n</S>\n<UNK>\nelsewhere\n")
     assert run(*flags(folder, tmp_path / "out", max_steps=1, vocab_file=tmp_path / "vocab.txt")) == 0
-    assert "is this the vocabulary of this text" in capsys.readouterr().out
+    assert "is this the vocabulary of this text? Most of its words are unknown\n" in capsys.readouterr().out
+    assert run(*flags(folder, tmp_path / "on", max_steps=1, model_name_or_path=tmp_path / "out")) == 0
+    assert "Most of its words are unknown; --new_vocabulary true makes one of it\n" in capsys.readouterr().out
+
+
+def test_how_often_the_text_is_passed_over_is_told(run, folder, tmp_path, capsys):
+    argv = flags(folder, tmp_path / "out")
+    argv[argv.index("--max_steps") : argv.index("--max_steps") + 2] = ["--num_train_epochs", "2"]
+    assert run(*argv) == 0
+    assert " steps of 40 words on 1 x cpu, 2.0 passes over the text\n" in capsys.readouterr().out
 
 
 def test_what_was_mended_in_each_text_is_told(run, folder, tmp_path, capsys):
