@@ -178,7 +178,7 @@ class PretrainingArguments:
     freeze_bilm_steps: int = flag(0, "train the softmax alone for so many steps at first")
     config_name: str = flag("small", "model: tiny, compact, small, medium, original, or a config.json")
     config_overrides: str | None = flag(None, "changes to it, as in 'lstm_dim=512,projection_dim=64'")
-    tokenizer_name: str | None = flag(None, "folder of an ElmoTokenizer with an LM vocabulary; default: build one")
+    tokenizer_name: str | None = flag(None, "folder of an ElmoTokenizer; without an LM vocabulary one is built")
     vocab_file: str | None = flag(None, "LM vocabulary, a word a line by falling frequency; default: build one")
     vocab_size: int | None = flag(None, "keep at most so many words when building the vocabulary")
     min_frequency: int = flag(1, "keep words that occur so often when building the vocabulary")
