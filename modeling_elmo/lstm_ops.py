@@ -307,7 +307,6 @@ def _last_outputs(outputs: Tensor, hidden: Tensor, batch_sizes: list[int]) -> Te
 
 
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # else what one call leaves would be unfit for another
 def _last_places(batch_sizes: tuple[int, ...], device: torch.device) -> tuple[int, Tensor]:
     """How many rows have words, and (that many,) the packed place of each one's last word."""
     sizes = torch.tensor(batch_sizes)
