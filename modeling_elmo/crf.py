@@ -177,6 +177,7 @@ def tag_scheme(labels: Sequence[str]) -> str | None:
     return next((name for name, parts in SCHEMES.items() if prefixes <= set(parts)), None)
 
 
+@torch.compiler.disable  # it passes by the cache, with a warning
 def allowed_transitions(labels: Sequence[str]) -> ChainSteps:
     """Which steps make well-formed chunks, as bool: what goes on or ends a chunk follows one of its own type.
 

@@ -31,9 +31,8 @@ def _exponentials(logits, bias, own, own_logits, top, total, SAMPLES: constexpr,
 
 def takes_softmax(hidden: Tensor, samples: int) -> bool:
     """Whether the kernel serves logits of these words (words, projection_dim) and so many samples."""
-    return (
-        has_triton(hidden.device) and hidden.dtype != torch.float32 and len(hidden) > 0 and 0 < samples <= MOST_SAMPLES
-    )
+    fits = hidden.dtype != torch.float32 and len(hidden) > 0 and 0 < samples <= MOST_SAMPLES
+    return fits and has_triton(hidden.device)
 
 
 def exponentials(logits: Tensor, bias: Tensor, own: Tensor, own_logits: Tensor) -> tuple[Tensor, Tensor]:

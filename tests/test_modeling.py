@@ -665,6 +665,7 @@ def test_gradients_by_function_transforms(head):
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
 @pytest.mark.parametrize("head", ["encoder", "texts", "tags"])
 def test_compiled_for_texts_of_all_lengths(head):
     """The compiler leaves the recurrence and chains alone, whose steps it would unroll for each batch anew."""
