@@ -144,6 +144,7 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         new.mkdir()
         yield new
         check()  # another command may have written it meanwhile
+        # A filled folder cannot be renamed onto another. Killed between the two, both lie whole in the scratch folder.
         if folder.exists():
             folder.rename(old)
         try:
