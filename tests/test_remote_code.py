@@ -110,7 +110,9 @@ def test_copies_and_pickles(saved, duplicate, name):
 
 def layers_in_this_process(folder: Path) -> list:
     model = ElmoModel.from_pretrained(folder / "AutoModel")
-    return [layer.tolist() for layer in model(**torch.load(folder / "inputs.pt"), output_hidden_states=True)[2]]
+    return [
+        layer.tolist() for layer in model(**torch.load(folder / "inputs.pt"), output_hidden_states=True).hidden_states
+    ]
 
 
 @pytest.mark.slow
