@@ -31,7 +31,7 @@ from .allennlp_files import LegacyElmo, LegacyFiles, read_allennlp, write_allenn
 from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
 from .commands import command_parser, new_folder, run_command
-from .downloads import fetched
+from .downloads import fetched, is_kept
 from .language_model import ElmoForPreTraining
 from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
@@ -258,7 +258,14 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
                 f"{dst} does not look like an earlier result ({has}) and is not replaced: remove it yourself"
             )
     with new_folder(dst, replace=overwrite) as folder:
-        yield folder
+        try:
+            yield folder
+        except ConversionError as error:
+            kept = [str(source) for source in sources if source and is_kept(source)]
+            if not kept:
+                raise
+            again = f"to fetch it again, remove {', '.join(kept)}"
+            raise ConversionError(f"{error} ({again})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,7 +299,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--license", help="for the model card: the licence of the weights, as 'apache-2.0'")
     parser.add_argument("--push", metavar="ME/MY-ELMO", help="upload the result to this repository of the Hub, too")
     parser.add_argument("--private", action="store_true", default=None, help="with --push: a new repository is private")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     of_from = (*LegacyFiles._fields, "pre_tokenizer", *FOR_THE_HUB)
     if arguments.to_allennlp and any(getattr(arguments, name) for name in of_from):
         parser.error("--to-allennlp takes SRC and DST, and --overwrite")

@@ -3,9 +3,11 @@
 import hashlib
 import re
 import shutil
+import string
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
@@ -23,19 +25,26 @@ def fetched(source: str | Path) -> Path:
     Raises:
         ConversionError: it cannot be fetched, or not to its end.
     """
-    address = str(source)
-    if not re.match("https?://", address):
+    if not re.match("(?i)https?://", str(source)):
         return Path(source)
-    folder = user_cache() / "downloads" / hashlib.sha256(address.encode()).hexdigest()[:16]
     try:
+        address = quote(str(source), safe=string.punctuation)  # spaces and other scripts, as browsers show them
+        folder = user_cache() / "downloads" / hashlib.sha256(address.encode()).hexdigest()[:16]
         name = PurePosixPath(unquote(urlsplit(address).path)).name
-        path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".") or "download")
+        path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".")[-60:] or "download")  # at most 255 bytes
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             _fetch(address, path)
-    except (OSError, HTTPException, ValueError) as error:  # the last for addresses that are none
-        raise ConversionError(f"{address} cannot be fetched: {one_line(error)}") from error
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:  # addresses that are none, users without a home
+        raise ConversionError(f"{source} cannot be fetched: {one_line(error)}") from error
     return path
+
+
+def is_kept(path: Path) -> bool:
+    """Whether a path is one that `fetched` gave for an address."""
+    with suppress(RuntimeError):  # without a home, nothing is kept
+        return path.is_relative_to(user_cache() / "downloads")
+    return False
 
 
 def _fetch(address: str, path: Path):

@@ -233,7 +233,7 @@ def test_how_raw_text_is_to_be_split(tmp_path, dst, capsys):
     (tmp_path / "zipped").mkdir()
     write_legacy(tmp_path / "zipped" / "uniref50_v2", vocabulary=None)
     source = shutil.make_archive(str(tmp_path / "seqvec"), "zip", tmp_path / "zipped")
-    assert main([source, str(dst), "--pre_tokenizer", "characters"]) == 0
+    assert main([source, "--pre_tokenizer", "characters", str(dst)]) == 0  # options may stand anywhere
     model, tokenizer = loaded(dst)
     batch = tokenizer("SEQWENCE", return_tensors="pt")
     given = tokenizer(list("SEQWENCE"), is_split_into_words=True, return_tensors="pt")

@@ -4,11 +4,14 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
+from urllib.parse import quote
 
 import pytest
 from legacy_files import write_legacy
 
 from modeling_elmo import ElmoModel
+from modeling_elmo.allennlp_format import ConversionError
 from modeling_elmo.convert import main
 from modeling_elmo.downloads import fetched
 
@@ -77,6 +80,7 @@ def test_what_did_not_come_is_told_and_not_kept(site, tmp_path, capsys, path, me
     assert main([f"{address}/{path}", str(tmp_path / "dst")]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: ") and message in told
+    assert ("(to fetch it again, remove " in told) == (path == "page.zip")
     assert kept(tmp_path) == (["page.zip"] if path == "page.zip" else []) and not (tmp_path / "dst").exists()
 
 
@@ -86,6 +90,27 @@ def test_an_address_that_nobody_answers(site, tmp_path, capsys, address):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("name", ["модель 2.zip", "模" * 82 + ".zip"])
+def test_names_in_any_script(site, name):
+    folder, address = site
+    (folder / name).write_text("content")
+    path = fetched(f"{address}/{name}")
+    assert path.read_text() == "content" and fetched(f"{address}/{quote(name)}") == path
+    assert path.suffix == ".zip"
+
+
+def test_an_address_that_is_not_unicode(site):
+    with pytest.raises(ConversionError, match="cannot be fetched: 'utf-8' codec can't encode"):
+        fetched("http://127.0.0.1:1/\udcff")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    assert main(["http://127.0.0.1:1/a.zip", str(tmp_path / "dst")]) == 2
+    assert "cannot be fetched: Could not determine home" in capsys.readouterr().err
+    assert main([str(write_legacy(tmp_path / "legacy", vocabulary=[])), str(tmp_path / "dst")]) == 2  # not fetched
+
+
 def test_no_name_leaves_the_cache(site, tmp_path):
     folder, address = site
     (folder / "file").write_text("content")
@@ -93,4 +118,5 @@ def test_no_name_leaves_the_cache(site, tmp_path):
         path = fetched(f"{address}/{end}")
         assert path.read_text() == "content" and path.parents[1] == tmp_path / "cache" / "downloads"
     assert fetched(f"{address}/%2e%2e").name == "download"  # the folder itself, as a page
+    assert fetched(f"HTTP{address[4:]}/file").name == "file"
     assert fetched("file.zip") == Path("file.zip") and fetched(folder) == folder
