@@ -226,7 +226,7 @@ class Pretrainer:
         print(
             f"model: {sum(p.numel() for p in self.model.parameters()):,} parameters; {self.max_steps:,} steps of "
             f"{self.words_per_step:,} words on {self.accelerator.num_processes} x {self.accelerator.device.type}, "
-            f"{self.max_steps * self.words_per_step / self.text.train.num_predictions:.1f} passes over the text"
+            f"{self.max_steps * self.words_per_step / self.text.train.num_predictions:,.2f} passes over the text"
         )
         if self.args.mixed_precision == "bf16" and is_emulated(torch.bfloat16, self.accelerator.device):
             print("this processor has no products for bfloat16: --mixed_precision no is faster")
