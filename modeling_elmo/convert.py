@@ -31,7 +31,7 @@ from .allennlp_files import LegacyElmo, LegacyFiles, read_allennlp, write_allenn
 from .allennlp_format import ConversionError, ConversionWarning
 from .char_rows import PADDING
 from .commands import command_parser, new_folder, run_command
-from .downloads import fetched, is_kept
+from .downloads import fetched, told_how_to_fetch_again
 from .language_model import ElmoForPreTraining
 from .loading import LoadingError, load_model, load_tokenizer
 from .many_langs import WEIGHTS, ManyLangsElmo, is_many_langs, read_many_langs
@@ -52,7 +52,7 @@ def convert_from_allennlp(
     weights: str | Path | None = None,
     vocab: str | Path | None = None,
     token_embeddings: str | Path | None = None,
-    pre_tokenizer: str = "ptb",
+    pre_tokenizer: str | None = None,
     overwrite: bool = False,
     **card: str | None,
 ) -> LegacyElmo:
@@ -70,7 +70,7 @@ def convert_from_allennlp(
         token_embeddings: HDF5 file with a dataset `embedding` (words, projection_dim), a row per line of the
             vocabulary, which replaces the character CNN.
         pre_tokenizer: how the tokenizer is to split raw text, which the files do not tell: `"ptb"`, `"whitespace"` or
-            `"characters"`.
+            `"characters"`. Default: that of `ElmoTokenizer`.
         overwrite: replace `dst` if it holds an earlier result.
         card: what the model card is told: `repo_name` (default: that of `dst`), `language`, `license`.
 
@@ -92,7 +92,7 @@ def convert_from_allennlp(
 
 
 def convert_from_many_langs(
-    src: str | Path, dst: str | Path, *, pre_tokenizer: str = "ptb", overwrite: bool = False, **card: str | None
+    src: str | Path, dst: str | Path, *, pre_tokenizer: str | None = None, overwrite: bool = False, **card: str | None
 ) -> ManyLangsElmo:
     """Convert a folder or a zip archive of ELMoForManyLangs to a folder for `from_pretrained`.
 
@@ -169,9 +169,10 @@ def _write_card(elmo: LegacyElmo | ManyLangsElmo, files: Sequence[Path | None], 
     write_card(folder, text)
 
 
-def new_tokenizer(legacy: LegacyElmo, pre_tokenizer: str = "ptb") -> ElmoTokenizer:
+def new_tokenizer(legacy: LegacyElmo, pre_tokenizer: str | None) -> ElmoTokenizer:
     """The tokenizer of a legacy model, which splits raw text as is said."""
-    config, splitter = legacy.config, pre_tokenizer_named(pre_tokenizer)
+    config = legacy.config
+    splitter = None if pre_tokenizer is None else pre_tokenizer_named(pre_tokenizer)
     try:
         return ElmoTokenizer(
             vocab=legacy.vocabulary,
@@ -257,15 +258,8 @@ def _new_folder(dst: Path, sources: Sequence[Path | None], overwrite: bool) -> I
             raise ConversionError(
                 f"{dst} does not look like an earlier result ({has}) and is not replaced: remove it yourself"
             )
-    with new_folder(dst, replace=overwrite) as folder:
-        try:
-            yield folder
-        except ConversionError as error:
-            kept = [str(source) for source in sources if source and is_kept(source)]
-            if not kept:
-                raise
-            again = f"to fetch it again, remove {', '.join(kept)}"
-            raise ConversionError(f"{error} ({again})") from error
+    with new_folder(dst, replace=overwrite) as folder, told_how_to_fetch_again(sources):
+        yield folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,9 +312,9 @@ def run(arguments: argparse.Namespace):
     src, dst = [None, *arguments.paths][-2:]
     files = {name: getattr(arguments, name) for name in LegacyFiles._fields}
     card = {"language": arguments.language, "license": arguments.license}
-    splits = {"pre_tokenizer": arguments.pre_tokenizer or "ptb"}
     if arguments.push:
         card["repo_name"] = check_destination(arguments.push)
+    how = {"pre_tokenizer": arguments.pre_tokenizer, "overwrite": arguments.overwrite, **card}
     converted: LegacyElmo | ManyLangsElmo
     with warnings.catch_warnings():
         warnings.simplefilter("always", ConversionWarning)
@@ -328,9 +322,9 @@ def run(arguments: argparse.Namespace):
         if arguments.to_allennlp:
             converted = convert_to_allennlp(src, dst, overwrite=arguments.overwrite)
         elif src is not None and not any(files.values()) and is_many_langs(fetched(src)):
-            converted = convert_from_many_langs(src, dst, overwrite=arguments.overwrite, **splits, **card)
+            converted = convert_from_many_langs(src, dst, **how)
         else:
-            converted = convert_from_allennlp(src, dst, overwrite=arguments.overwrite, **files, **splits, **card)
+            converted = convert_from_allennlp(src, dst, **files, **how)
     print(summary(converted, src, dst, arguments.to_allennlp))
     if arguments.push:
         print(f"pushed {publish(dst, card['repo_name'], arguments.private)}")

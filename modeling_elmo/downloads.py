@@ -4,7 +4,8 @@ import hashlib
 import re
 import shutil
 import string
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
@@ -40,8 +41,19 @@ def fetched(source: str | Path) -> Path:
     return path
 
 
-def is_kept(path: Path) -> bool:
-    """Whether a path is one that `fetched` gave for an address."""
+@contextmanager
+def told_how_to_fetch_again(sources: Sequence[Path | None]) -> Iterator[None]:
+    """Add to a `ConversionError` which of the sources, as `fetched` gave them, are kept: they would be taken again."""
+    try:
+        yield
+    except ConversionError as error:
+        kept = [str(source) for source in sources if source and _is_kept(source)]
+        if not kept:
+            raise
+        raise ConversionError(f"{error} (to fetch it again, remove {', '.join(kept)})") from error
+
+
+def _is_kept(path: Path) -> bool:
     with suppress(RuntimeError):  # without a home, nothing is kept
         return path.is_relative_to(user_cache() / "downloads")
     return False

@@ -156,13 +156,15 @@ def last_or_best(
         return load_file(best / "model.safetensors"), metrics
     lowest = min(evaluations.values(), key=lambda line: line["eval_loss"], default=metrics)
     if metrics["eval_loss"] > lowest["eval_loss"] + WORSE:
-        kept = best is not None and best.name == f"checkpoint-{lowest['step']}"
+        name = f"checkpoint-{lowest['step']}"
+        resumes = named = ""
+        if best is not None and best.name == name:
+            resumes, named = "--resume_from_checkpoint last ", f", {name}"
         more_dropout = "" if args.model_name_or_path else "more dropout (--config_overrides dropout=0.3) or "
         print(
             f"the validation perplexity was {exp(lowest['eval_loss']):.1f} at step {lowest['step']} and is "
             f"{exp(metrics['eval_loss']):.1f} now: {more_dropout}fewer passes help, and "
-            f"{'--resume_from_checkpoint last ' * kept}--load_best_model_at_end true takes the best checkpoint"
-            f"{f', {best.name}' if best and kept else ''}"
+            f"{resumes}--load_best_model_at_end true takes the best checkpoint{named}"
         )
     return weights, metrics
 
